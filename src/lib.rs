@@ -1,0 +1,3 @@
+//! Kubernetes custom metrics from Sysdig Monitor.
+pub mod quantity;
+pub mod timestamp;

@@ -1,0 +1,2 @@
+//! The `sysdig-metrics-adapter` program.
+fn main() {}
