@@ -1,2 +1,7 @@
-//! The `sysdig-metrics-adapter` program.
-fn main() {}
+//! The `sysdig-metrics-adapter` program; its settings are environment variables, see README.md.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sysdig_metrics_adapter::run::run()
+}

@@ -1,0 +1,71 @@
+//! Says in the log what changed, and only that: an outage is one line when it starts and one when it ends.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::{Error, Reason};
+
+/// The last known state of each thing that can fail.
+#[derive(Debug, Default)]
+pub struct Changes(Mutex<BTreeMap<&'static str, State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    failing: Option<Reason>,
+    failures: u64,
+}
+
+impl Changes {
+    /// Notes how `thing` went, and logs it if that is another state than before.
+    pub fn note<T>(&self, thing: &'static str, result: &Result<T, Error>) {
+        if let Some((level, line)) = self.change(thing, result.as_ref().err()) {
+            log::log!(level, "{line}");
+        }
+    }
+
+    fn change(&self, thing: &'static str, error: Option<&Error>) -> Option<(log::Level, String)> {
+        let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = states.entry(thing).or_default();
+        let before = state.failing;
+        state.failing = error.map(|error| error.reason);
+        match error {
+            Some(error) => {
+                state.failures += 1;
+                (before != Some(error.reason))
+                    .then(|| (log::Level::Warn, format!("{thing}: {}: {}", error.reason.word(), error.message)))
+            }
+            None => {
+                let failures = std::mem::take(&mut state.failures);
+                before.map(|_| (log::Level::Info, format!("{thing}: works again after {failures} failures")))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_is_two_lines_however_long() {
+        let changes = Changes::default();
+        let timeout = Error::new(Reason::BackendTimeout, "no answer within 5 s");
+        let limited = Error::new(Reason::BackendRateLimited, "slow down");
+        let lines: Vec<Option<String>> =
+            [None, Some(&timeout), Some(&timeout), Some(&limited), Some(&limited), None, None]
+                .into_iter()
+                .map(|error| changes.change("Sysdig", error).map(|(_, line)| line))
+                .collect();
+        let expected = [
+            None,
+            Some("Sysdig: backend-timeout: no answer within 5 s".to_owned()),
+            None,
+            Some("Sysdig: backend-rate-limited: slow down".to_owned()),
+            None,
+            Some("Sysdig: works again after 4 failures".to_owned()),
+            None,
+        ];
+        assert_eq!(lines, expected);
+        assert!(changes.change("Kubernetes", Some(&timeout)).is_some());
+    }
+}

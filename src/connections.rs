@@ -1,0 +1,162 @@
+//! The live connections: how many there may be, who makes room for whom, and the end of them all.
+
+use std::collections::BTreeMap;
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// All connections that are open at the door.
+#[derive(Debug)]
+pub struct Connections {
+    capacity: usize,
+    live: Mutex<Live>,
+    gone: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Live {
+    last: u64,
+    entries: BTreeMap<u64, Entry>,
+    draining: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    stream: Arc<TcpStream>,
+    verified: bool,
+    busy: bool,
+}
+
+/// A connection's place; given back when dropped.
+#[derive(Debug)]
+pub struct Ticket {
+    connections: Arc<Connections>,
+    id: u64,
+}
+
+impl Connections {
+    /// Room for `capacity` connections.
+    pub fn new(capacity: usize) -> Self {
+        Self { capacity, live: Mutex::default(), gone: Condvar::new() }
+    }
+
+    /// Takes a place. When all are taken, the oldest connection that proved nothing is closed for
+    /// the new one, so that neither the aggregator nor a kubelet can be kept out by silent peers;
+    /// None if every place is held by a verified peer.
+    pub fn admit(self: &Arc<Self>, stream: &Arc<TcpStream>) -> Option<Ticket> {
+        let mut live = self.lock();
+        if live.entries.len() >= self.capacity {
+            let oldest = *live.entries.iter().find(|(_, entry)| !entry.verified)?.0;
+            if let Some(entry) = live.entries.remove(&oldest) {
+                let _ = entry.stream.shutdown(Shutdown::Both);
+            }
+        }
+        live.last += 1;
+        let id = live.last;
+        live.entries.insert(id, Entry { stream: Arc::clone(stream), verified: false, busy: false });
+        Some(Ticket { connections: Arc::clone(self), id })
+    }
+
+    /// From now on answers are the last of their connections; see [`Self::close_idle`].
+    pub fn drain(&self) {
+        self.lock().draining = true;
+    }
+
+    /// Whether [`Self::drain`] was called.
+    pub fn draining(&self) -> bool {
+        self.lock().draining
+    }
+
+    /// Closes what waits for a request, and waits up to `patience` for what is being answered.
+    /// True if no connection is left.
+    pub fn close_idle(&self, patience: Duration) -> bool {
+        let live = self.lock();
+        for entry in live.entries.values().filter(|entry| !entry.busy) {
+            let _ = entry.stream.shutdown(Shutdown::Read);
+        }
+        let (live, _) = self
+            .gone
+            .wait_timeout_while(live, patience, |live| !live.entries.is_empty())
+            .unwrap_or_else(PoisonError::into_inner);
+        live.entries.is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ticket {
+    /// Notes whether the peer proved who it is, and whether a request of it is being worked on.
+    pub fn set(&self, verified: bool, busy: bool) {
+        if let Some(entry) = self.connections.lock().entries.get_mut(&self.id) {
+            entry.verified = verified;
+            entry.busy = busy;
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.connections.lock().entries.remove(&self.id);
+        self.connections.gone.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    use super::*;
+
+    struct Pair {
+        near: Arc<TcpStream>,
+        far: TcpStream,
+    }
+
+    fn pair() -> Pair {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Pair { near: Arc::new(listener.accept().unwrap().0), far }
+    }
+
+    fn is_closed(pair: &mut Pair) -> bool {
+        pair.far.set_nonblocking(true).unwrap();
+        !matches!(pair.far.read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+
+    #[test]
+    fn a_new_connection_takes_the_place_of_the_oldest_that_proved_nothing() {
+        let connections = Arc::new(Connections::new(3));
+        let mut pairs: Vec<Pair> = (0..5).map(|_| pair()).collect();
+        let mut tickets: Vec<Option<Ticket>> = pairs.iter().take(3).map(|pair| connections.admit(&pair.near)).collect();
+        tickets[0].as_ref().unwrap().set(true, false);
+        tickets.push(connections.admit(&pairs[3].near));
+        assert!(tickets[3].is_some());
+        assert_eq!([0, 1, 2].map(|at| is_closed(&mut pairs[at])), [false, true, false]);
+        tickets.iter().flatten().for_each(|ticket| ticket.set(true, false));
+        assert!(connections.admit(&pairs[4].near).is_none(), "verified connections are never closed for a new one");
+        tickets.remove(0);
+        assert!(connections.admit(&pairs[4].near).is_some());
+    }
+
+    #[test]
+    fn draining_closes_what_is_idle_and_waits_for_what_is_not() {
+        let connections = Arc::new(Connections::new(3));
+        let (mut idle, busy) = (pair(), pair());
+        let tickets = [connections.admit(&idle.near).unwrap(), connections.admit(&busy.near).unwrap()];
+        tickets[1].set(false, true);
+        connections.drain();
+        assert!(connections.draining());
+        assert!(!connections.close_idle(Duration::ZERO));
+        assert_eq!((&*idle.near).read(&mut [0]).unwrap(), 0, "the idle connection reads its end");
+        let [first, second] = tickets;
+        drop(first);
+        assert!(!connections.close_idle(Duration::ZERO));
+        drop(second);
+        assert!(connections.close_idle(Duration::ZERO));
+        assert!(!is_closed(&mut idle), "closing is up to the connection's own thread");
+    }
+}

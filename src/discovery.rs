@@ -1,0 +1,450 @@
+//! Discovery: which group, versions and metrics there are, in the form a client asks for.
+//!
+//! Made from memory alone, bounded and never empty, because a client that gets no valid document here
+//! (kubectl, the namespace controller) fails for every resource of the cluster, not only for metrics.
+//! Sources: <https://kubernetes.io/docs/concepts/overview/kubernetes-api/#discovery-api> and
+//! <https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/3352-aggregated-discovery>.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::route::{ApiVersion, GROUP, Resource};
+
+/// The versions served, the preferred one first.
+pub const VERSIONS: [ApiVersion; 2] = [ApiVersion::V1Beta2, ApiVersion::V1Beta1];
+
+/// Largest resource list. The aggregator fetches five copies in parallel every 30 seconds, per version.
+const MAX_BODY: usize = 256 * 1024;
+
+/// Longest metric name listed, the longest that can be read.
+const MAX_NAME: usize = 253;
+
+/// Media ranges of an `Accept` header that are looked at; clients send three.
+const MAX_RANGES: usize = 64;
+
+/// Listed when a metric per resource does not fit: what autoscalers are pointed at most.
+const CROWDED: [Resource; 2] = [Resource::Services, Resource::Pods];
+
+/// Ids every Sysdig account has. They stand in for the list until it is known, and stay when it must be cut.
+/// Source: <https://docs.sysdig.com/en/docs/sysdig-monitor/metrics/metrics-library/>.
+const WELL_KNOWN: &str = "container.count cpu.cores.used cpu.quota.used.percent cpu.used.percent file.bytes.total \
+    file.error.total.count file.iops.total fs.used.percent memory.bytes.used memory.limit.used.percent \
+    memory.used.percent net.bytes.total net.error.count net.http.error.count net.http.request.count \
+    net.http.request.time net.request.count net.request.time";
+
+/// One discovery document, ready to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// `Content-Type`.
+    pub content_type: &'static str,
+    /// JSON.
+    pub body: Vec<u8>,
+}
+
+/// A version of the aggregated discovery document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aggregated {
+    /// `apidiscovery.k8s.io/v2`, of Kubernetes 1.30 and newer.
+    V2,
+    /// `apidiscovery.k8s.io/v2beta1`, all that Kubernetes 1.26 to 1.29 ask for.
+    V2Beta1,
+}
+
+/// The form in which a client wants `/apis`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Groups, versions and resources in one document, [`group_discovery`].
+    Aggregated(Aggregated),
+    /// Only forms that are not served; the answer is 406.
+    NotAcceptable,
+    /// The groups alone, [`group_list`].
+    Plain,
+}
+
+/// What is served, for `/`.
+pub fn root() -> Document {
+    let group = format!("/apis/{GROUP}");
+    let versions = VERSIONS.iter().rev().map(|version| format!("{group}/{}", version.name()));
+    let others = ["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned);
+    let paths: Vec<String> = ["/apis".to_owned(), group.clone()].into_iter().chain(versions).chain(others).collect();
+    plain(&json!({ "paths": paths }))
+}
+
+/// The APIGroupList, for `/apis`.
+/// Source: <https://pkg.go.dev/k8s.io/apimachinery/pkg/apis/meta/v1#APIGroupList>.
+pub fn group_list() -> Document {
+    let versions = versions();
+    let group = json!({ "name": GROUP, "versions": versions, "preferredVersion": versions.first() });
+    plain(&json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [group] }))
+}
+
+/// The APIGroup, for `/apis/custom.metrics.k8s.io`.
+/// Source: <https://pkg.go.dev/k8s.io/apimachinery/pkg/apis/meta/v1#APIGroup>.
+pub fn group() -> Document {
+    let versions = versions();
+    plain(&json!({
+        "kind": "APIGroup",
+        "apiVersion": "v1",
+        "name": GROUP,
+        "versions": versions,
+        "preferredVersion": versions.first(),
+    }))
+}
+
+/// The APIGroupDiscoveryList, for `/apis` to those who ask for it.
+///
+/// It lists no resources, so that its size does not depend on the number of metrics: kubectl, the
+/// HorizontalPodAutoscaler and the namespace controller need the group and its versions only.
+/// Source: <https://pkg.go.dev/k8s.io/api/apidiscovery/v2#APIGroupDiscoveryList>.
+pub fn group_discovery(form: Aggregated) -> Document {
+    let versions =
+        VERSIONS.map(|version| json!({ "version": version.name(), "resources": [], "freshness": "Current" }));
+    let (content_type, api_version) = match form {
+        Aggregated::V2 => {
+            ("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", "apidiscovery.k8s.io/v2")
+        }
+        Aggregated::V2Beta1 => {
+            ("application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList", "apidiscovery.k8s.io/v2beta1")
+        }
+    };
+    let list = json!({
+        "kind": "APIGroupDiscoveryList",
+        "apiVersion": api_version,
+        "metadata": {},
+        "items": [{ "metadata": { "name": GROUP }, "versions": versions }],
+    });
+    Document { content_type, body: list.to_string().into_bytes() }
+}
+
+/// The APIResourceList of a version, for `/apis/custom.metrics.k8s.io/VERSION`: `services/net.http.request.count`.
+///
+/// At most 256 KiB: if all metrics of all resources are more, then of services and pods only, and of those the
+/// well-known ones first. What is left out can be read all the same. Names that cannot stand in a path are skipped.
+/// The cost grows with `metrics`, so this is for when they change, not for every request.
+/// Source: <https://pkg.go.dev/k8s.io/apimachinery/pkg/apis/meta/v1#APIResourceList>.
+pub fn resource_list(version: &str, metrics: &[String]) -> Document {
+    let well_known = || WELL_KNOWN.split(' ').map(|name| (false, name));
+    let known = metrics.iter().map(String::as_str).filter(|name| is_listable(name));
+    let mut names: BTreeSet<_> = known.map(|name| (well_known().all(|(_, known)| known != name), name)).collect();
+    if names.is_empty() {
+        names = well_known().collect();
+    }
+    let list = |resources: &[Value]| {
+        let version = format!("{GROUP}/{version}");
+        json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources })
+    };
+    let room = MAX_BODY.saturating_sub(size(&list(&[])));
+    let letters: usize = names.iter().map(|(_, name)| name.len()).sum();
+    let all: usize =
+        Resource::ALL.map(|resource| names.len() * (size(&entry(resource, "")) + 1) + letters).iter().sum();
+    let resources = if all <= room { Resource::ALL.as_slice() } else { CROWDED.as_slice() };
+    let mut used = 0;
+    let entries: Vec<Value> = names
+        .iter()
+        .flat_map(|(_, name)| resources.iter().map(move |&resource| entry(resource, name)))
+        .take_while(|entry| {
+            used += size(entry) + 1;
+            used <= room
+        })
+        .collect();
+    plain(&list(&entries))
+}
+
+/// Whether `Accept` allows JSON. Without that header anything is allowed.
+pub fn accepts_json(accept: Option<&str>) -> bool {
+    negotiate(accept, &[Form::Plain]) == Form::Plain
+}
+
+/// The form of `/apis` that `Accept` prefers: by weight, then the more specific, then the one named first.
+pub fn negotiate_apis(accept: Option<&str>) -> Form {
+    negotiate(accept, &[Form::Plain, Form::Aggregated(Aggregated::V2), Form::Aggregated(Aggregated::V2Beta1)])
+}
+
+/// Source: <https://www.rfc-editor.org/rfc/rfc9110#name-accept>.
+fn negotiate(accept: Option<&str>, offers: &[Form]) -> Form {
+    let listed = accept.unwrap_or_default().split(',').map(str::trim).filter(|range| !range.is_empty());
+    let mut listed = listed.take(MAX_RANGES).enumerate().peekable();
+    if listed.peek().is_none() {
+        return Form::Plain;
+    }
+    let ranges: Vec<_> = listed.filter_map(|(at, text)| Some((Reverse(at), parse_range(text)?))).collect();
+    let weight_of = |offer: Form| {
+        let matching = ranges.iter().filter(|(_, (form, ..))| *form == offer);
+        // The most specific range decides, so that `application/json;q=0, */*` refuses JSON.
+        let (specificity, quality, at) = matching.map(|&(at, (_, s, quality))| (s, quality, at)).max()?;
+        (quality > 0).then_some((quality, specificity, at))
+    };
+    let weighed = offers.iter().filter_map(|&offer| Some((weight_of(offer)?, offer)));
+    weighed.max_by_key(|&(weight, _)| weight).map_or(Form::NotAcceptable, |(_, offer)| offer)
+}
+
+/// What a media range asks for, how specifically (0 to 2) and its weight in thousandths.
+/// A range with any of `g`, `v` and `as` asks for another object in place of the plain one (kubectl asks for tables).
+/// Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/#alternate-representations-of-resources>.
+fn parse_range(text: &str) -> Option<(Form, usize, u16)> {
+    let mut parts = text.split(';').map(str::trim);
+    let essence = parts.next()?;
+    let kinds = ["*/*", "application/*", "application/json"];
+    let specificity = kinds.iter().position(|kind| essence.eq_ignore_ascii_case(kind))?;
+    let (mut quality, mut group, mut version, mut kind) = (1000, None, None, None);
+    for part in parts {
+        let (key, value) = part.split_once('=').unwrap_or((part, ""));
+        let value = value.trim().trim_matches('"');
+        match key.trim().to_ascii_lowercase().as_str() {
+            "q" => quality = parse_quality(value)?,
+            "g" => group = Some(value),
+            "v" => version = Some(value),
+            "as" => kind = Some(value),
+            _ => {}
+        }
+    }
+    let form = match (specificity, group, version, kind) {
+        (_, None, None, None) => Form::Plain,
+        (2, Some("apidiscovery.k8s.io"), Some(version), Some("APIGroupDiscoveryList")) => match version {
+            "v2" => Form::Aggregated(Aggregated::V2),
+            "v2beta1" => Form::Aggregated(Aggregated::V2Beta1),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some((form, specificity, quality))
+}
+
+fn parse_quality(text: &str) -> Option<u16> {
+    let quality: f32 = text.parse().ok()?;
+    (0.0..=1.0).contains(&quality).then(|| (quality * 1000.0).round() as u16)
+}
+
+fn plain(document: &Value) -> Document {
+    Document { content_type: "application/json", body: document.to_string().into_bytes() }
+}
+
+fn versions() -> [Value; 2] {
+    VERSIONS.map(|version| json!({ "groupVersion": format!("{GROUP}/{}", version.name()), "version": version.name() }))
+}
+
+fn entry(resource: Resource, metric: &str) -> Value {
+    let (plural, group) = resource.plural();
+    let dot = if group.is_empty() { "" } else { "." };
+    json!({
+        "name": format!("{plural}{dot}{group}/{metric}"),
+        "singularName": "",
+        "namespaced": resource != Resource::Namespaces,
+        "kind": "MetricValueList",
+        "verbs": ["get"],
+    })
+}
+
+fn size(value: &Value) -> usize {
+    value.to_string().len()
+}
+
+fn is_listable(metric: &str) -> bool {
+    metric.len() <= MAX_NAME
+        && metric.bytes().any(|b| b.is_ascii_alphanumeric())
+        && metric.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:-".contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(document: &Document) -> Value {
+        serde_json::from_slice(&document.body).unwrap()
+    }
+
+    fn names(document: &Document) -> Vec<String> {
+        let list = parsed(document);
+        list["resources"].as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn the_root_lists_what_is_served() {
+        let expected = json!({ "paths": [
+            "/apis", "/apis/custom.metrics.k8s.io", "/apis/custom.metrics.k8s.io/v1beta1",
+            "/apis/custom.metrics.k8s.io/v1beta2", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz",
+            "/version",
+        ] });
+        assert_eq!(parsed(&root()), expected);
+    }
+
+    #[test]
+    fn the_group_is_the_same_alone_and_in_the_list() {
+        let (newer, older) = (
+            json!({ "groupVersion": "custom.metrics.k8s.io/v1beta2", "version": "v1beta2" }),
+            json!({ "groupVersion": "custom.metrics.k8s.io/v1beta1", "version": "v1beta1" }),
+        );
+        let fields = json!({ "name": GROUP, "versions": [newer, older], "preferredVersion": newer });
+        assert_eq!(parsed(&group_list()), json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [fields] }));
+        let mut expected = fields;
+        expected["kind"] = json!("APIGroup");
+        expected["apiVersion"] = json!("v1");
+        assert_eq!(parsed(&group()), expected);
+        assert_eq!(group().content_type, "application/json");
+    }
+
+    #[test]
+    fn the_aggregated_document_names_its_version_and_no_resources() {
+        for (form, version) in [(Aggregated::V2, "v2"), (Aggregated::V2Beta1, "v2beta1")] {
+            let document = group_discovery(form);
+            let content_type = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+            assert_eq!(document.content_type, content_type);
+            let expected = json!({
+                "kind": "APIGroupDiscoveryList",
+                "apiVersion": format!("apidiscovery.k8s.io/{version}"),
+                "metadata": {},
+                "items": [{ "metadata": { "name": GROUP }, "versions": [
+                    { "version": "v1beta2", "resources": [], "freshness": "Current" },
+                    { "version": "v1beta1", "resources": [], "freshness": "Current" },
+                ] }],
+            });
+            assert_eq!(parsed(&document), expected);
+        }
+    }
+
+    #[test]
+    fn a_metric_is_listed_once_for_every_resource() {
+        let metrics = ["my.metric:a-b_c", "my.metric:a-b_c"].map(str::to_owned);
+        let document = resource_list("v1beta1", &metrics);
+        assert_eq!(
+            names(&document),
+            [
+                "daemonsets.apps",
+                "deployments.apps",
+                "jobs.batch",
+                "namespaces",
+                "pods",
+                "replicasets.apps",
+                "services",
+                "statefulsets.apps"
+            ]
+            .map(|resource| format!("{resource}/my.metric:a-b_c")),
+        );
+        let list = parsed(&document);
+        assert_eq!(list["kind"], "APIResourceList");
+        assert_eq!(list["groupVersion"], "custom.metrics.k8s.io/v1beta1");
+        for resource in list["resources"].as_array().unwrap() {
+            let name = resource["name"].as_str().unwrap();
+            let expected = json!({
+                "name": name,
+                "singularName": "",
+                "namespaced": !name.starts_with("namespaces/"),
+                "kind": "MetricValueList",
+                "verbs": ["get"],
+            });
+            assert_eq!(*resource, expected);
+        }
+    }
+
+    #[test]
+    fn without_a_listable_name_the_well_known_ones_are_listed() {
+        let bad =
+            ["", "a/b", "a b", "a\"b", "ä", "a\n", "a%2Fb", "..", ".", &"a".repeat(MAX_NAME + 1)].map(str::to_owned);
+        for metrics in [&[][..], &bad] {
+            let names = names(&resource_list("v1beta2", metrics));
+            assert_eq!(names.len(), 18 * Resource::ALL.len());
+            assert!(names.contains(&"services/net.http.request.count".to_owned()), "{names:?}");
+        }
+        let mixed: Vec<String> = bad.into_iter().chain(["ok".to_owned()]).collect();
+        assert!(names(&resource_list("v1beta2", &mixed)).iter().all(|name| name.ends_with("/ok")));
+        assert!(WELL_KNOWN.split(' ').all(is_listable));
+    }
+
+    #[test]
+    fn the_list_is_valid_and_bounded_whatever_the_number_of_metrics() {
+        let metrics: Vec<String> = (0..20_000)
+            .map(|n| format!("a.custom.metric.{n:05}"))
+            .chain(["net.http.request.count".to_owned()])
+            .collect();
+        let entry_len = size(&entry(Resource::Services, "a.custom.metric.00000")) + 1;
+        let mut last = 0;
+        for count in (0..400).step_by(31).chain([999, 20_000]) {
+            let body = resource_list("v1beta2", &metrics[20_000 - count..]).body;
+            let listed = names(&Document { content_type: "", body: body.clone() });
+            assert!(body.len() <= MAX_BODY, "{count}: {}", body.len());
+            assert!(listed.contains(&"services/net.http.request.count".to_owned()), "{count}");
+            let whole = listed.len() == 8 * (count + 1) || listed.len() == 2 * (count + 1);
+            assert!(whole || body.len() + entry_len > MAX_BODY, "{count}: {} entries", listed.len());
+            last = body.len();
+        }
+        assert!(last > MAX_BODY - entry_len);
+        let longest: Vec<String> = (0..800).map(|n| format!("{n:0>MAX_NAME$}")).collect();
+        let body = resource_list("v1beta2", &longest).body;
+        assert!(body.len() <= MAX_BODY && body.len() > MAX_BODY - 1000);
+    }
+
+    #[test]
+    fn accept_chooses_the_form_of_apis() {
+        let v2 = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+        let v2beta1 = "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList";
+        let (newer, older) = (Form::Aggregated(Aggregated::V2), Form::Aggregated(Aggregated::V2Beta1));
+        let table = [
+            (format!("{v2},{v2beta1}"), newer),
+            (format!("{v2},{v2beta1},application/json"), newer),
+            (format!("{v2beta1}, {v2}, application/json"), older),
+            (format!("application/json, {v2}"), Form::Plain),
+            (format!("*/*, {v2}"), newer),
+            (format!("{v2};q=0.2, {v2beta1};q=0.9"), older),
+            (format!("{v2};q=0, {v2beta1}"), older),
+            (format!("{v2};q=0.1, application/json;q=0.5, */*"), Form::Plain),
+            (v2beta1.to_owned(), older),
+            ("Application/JSON; AS=APIGroupDiscoveryList ; V=\"v2\" ; G=apidiscovery.k8s.io".to_owned(), newer),
+            ("application/json;g=apidiscovery.k8s.io;v=v3;as=APIGroupDiscoveryList".to_owned(), Form::NotAcceptable),
+            ("application/json;g=apidiscovery.k8s.io;v=v3;as=APIGroupDiscoveryList,*/*".to_owned(), Form::Plain),
+            ("application/json;v=v2;as=APIGroupDiscoveryList".to_owned(), Form::NotAcceptable),
+            ("application/*;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList".to_owned(), Form::NotAcceptable),
+            ("application/json".to_owned(), Form::Plain),
+            ("application/yaml".to_owned(), Form::NotAcceptable),
+            (String::new(), Form::Plain),
+        ];
+        for (accept, form) in table {
+            assert_eq!(negotiate_apis(Some(&accept)), form, "{accept}");
+        }
+        assert_eq!(negotiate_apis(None), Form::Plain);
+    }
+
+    #[test]
+    fn json_is_acceptable_unless_refused_or_left_out() {
+        let table = [
+            ("application/vnd.kubernetes.protobuf, */*", true),
+            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", true),
+            ("application/json; charset=utf-8", true),
+            ("text/html, application/*;q=0.1", true),
+            ("*/*;q=0.001", true),
+            (" , ,", true),
+            ("APPLICATION/JSON", true),
+            ("application/json;q=1.000", true),
+            ("application/json;q=0, application/json", true),
+            ("application/vnd.kubernetes.protobuf", false),
+            ("application/yaml, text/html", false),
+            ("application/json;as=Table;v=v1;g=meta.k8s.io", false),
+            ("application/json;q=0", false),
+            ("application/json;q=0, */*", false),
+            ("application/*;q=0.0, */*;q=1", false),
+            ("application/json;q=nan", false),
+            ("application/json;q=inf", false),
+            ("application/json;q=-1", false),
+            ("application/json;q=2", false),
+            ("application/json;q=", false),
+            ("application/jsonp", false),
+            ("application", false),
+            ("*", false),
+            (";;==", false),
+            ("é", false),
+        ];
+        for (accept, acceptable) in table {
+            assert_eq!(accepts_json(Some(accept)), acceptable, "{accept}");
+        }
+        assert!(accepts_json(None));
+    }
+
+    #[test]
+    fn only_the_first_ranges_of_an_endless_header_count() {
+        assert!(accepts_json(Some(&("text/html,".repeat(MAX_RANGES - 1) + "*/*"))));
+        assert!(!accepts_json(Some(&("text/html,".repeat(100_000) + "*/*"))));
+        assert!(accepts_json(Some(&(",".repeat(1_000_000) + "*/*"))));
+        assert!(accepts_json(Some(&("application/json".to_owned() + &";a=b".repeat(250_000)))));
+    }
+}

@@ -1,0 +1,370 @@
+//! The TLS port: accepts, bounds, shakes hands, and hands over one request at a time.
+//!
+//! Every connection has a thread. It reads one complete head, judges the client certificate against
+//! the configuration of that moment, opens a Unix socket to the inner server of the request's class,
+//! sends the head anew, relays the answer and goes on. So an inner connection lives for one request
+//! (the inner server's pool cannot starve, nothing can be smuggled behind a request), while the TLS
+//! connection stays alive for the client.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::{ServerConfig, ServerConnection, Stream};
+
+use crate::api::Response;
+use crate::connections::{Connections, Ticket};
+use crate::error::{Error, Reason};
+use crate::head::{self, Head};
+use crate::requestheader::RequestHeader;
+use crate::trust::Trust;
+
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const HEAD: Duration = Duration::from_secs(10);
+const IDLE: Duration = Duration::from_secs(120);
+const WRITE: Duration = Duration::from_secs(10);
+/// Longer than the longest answer takes.
+const INNER: Duration = Duration::from_secs(60);
+/// A verdict on a certificate is used again for so long on the same connection.
+const VERDICT: Duration = Duration::from_secs(1);
+/// How long a certificate that is not trusted yet waits for a fresh look at the configuration.
+const ROTATION: Duration = Duration::from_secs(2);
+/// Connections are closed at this age or up to a fifth later, so that replicas share the load.
+const AGE: Duration = Duration::from_secs(600);
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES: usize = 256 * 1024;
+const HEAD_UNVERIFIED: usize = 32 * 1024;
+const HEAD_FRONT_PROXY: usize = 1024 * 1024;
+const STACK: usize = 256 * 1024;
+
+/// The port and what lies behind it.
+#[derive(Debug)]
+pub struct Door {
+    /// The live connections.
+    pub connections: Arc<Connections>,
+    /// How to shake hands.
+    pub tls: Arc<ServerConfig>,
+    /// Whose certificates speak for users.
+    pub trust: Arc<Trust>,
+    /// The inner server for requests over verified front-proxy connections.
+    pub front_proxy: PathBuf,
+    /// The inner server for all other requests.
+    pub direct: PathBuf,
+}
+
+impl Door {
+    /// Accepts connections, for ever.
+    pub fn serve(self: &Arc<Self>, listener: &TcpListener) {
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => self.open(stream),
+                // Out of file descriptors, most likely: connections end all the time.
+                Err(error) => {
+                    log::debug!("accept: {error}");
+                    thread::sleep(Duration::from_millis(20));
+                }
+            }
+        }
+    }
+
+    fn open(self: &Arc<Self>, stream: TcpStream) {
+        let stream = Arc::new(stream);
+        let Some(ticket) = self.connections.admit(&stream) else { return };
+        let door = Arc::clone(self);
+        let spawned = thread::Builder::new().name("connection".to_owned()).stack_size(STACK).spawn(move || {
+            if let Err(error) = door.connection(&stream, &ticket) {
+                log::debug!("connection: {error}");
+            }
+        });
+        if let Err(error) = spawned {
+            log::warn!("a connection was refused, no thread could be started: {error}");
+        }
+    }
+
+    fn connection(&self, stream: &TcpStream, ticket: &Ticket) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let mut session = ServerConnection::new(Arc::clone(&self.tls)).map_err(io::Error::other)?;
+        let mut socket = Timed { stream, deadline: Instant::now() + HANDSHAKE };
+        while session.is_handshaking() {
+            session.complete_io(&mut socket)?;
+        }
+        let chain = session.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+        let mut peer = Peer { session, socket, chain, verdict: None, buffer: Vec::new() };
+        let retire = Instant::now() + AGE + jitter(AGE / 5);
+        loop {
+            let verified = peer.is_verified(&self.trust);
+            ticket.set(verified, false);
+            let limit = if verified { HEAD_FRONT_PROXY } else { HEAD_UNVERIFIED };
+            let length = match peer.read_head(limit, ticket, verified) {
+                Ok(Some(length)) => length,
+                Ok(None) => return peer.close(),
+                Err(Failure::Refused(error)) => {
+                    peer.send(&encode(&error.response()), true)?;
+                    return peer.close();
+                }
+                Err(Failure::Broken(error)) => return Err(error),
+            };
+            let (answer, keep) = self.answer(&mut peer, length);
+            let last = !keep || self.connections.draining() || Instant::now() >= retire;
+            peer.send(&answer, last)?;
+            if last {
+                return peer.close();
+            }
+            peer.forget(length);
+        }
+    }
+
+    /// The answer to the head that starts the buffer, and whether the connection can go on.
+    fn answer(&self, peer: &mut Peer<'_>, length: usize) -> (Vec<u8>, bool) {
+        let identity = peer.judge(&self.trust);
+        let parsed = peer.buffer.get(..length).ok_or_else(internal).and_then(Head::parse);
+        let exchanged = parsed.and_then(|head| {
+            let socket = if identity.is_some() { &self.front_proxy } else { &self.direct };
+            let request = head.rebuild(identity.as_ref().map(|config| &config.headers));
+            exchange(socket, &request).map(|answer| (answer, head.keep_alive()))
+        });
+        exchanged.unwrap_or_else(|error| (encode(&error.response()), false))
+    }
+}
+
+/// One request over one inner connection.
+fn exchange(socket: &PathBuf, request: &[u8]) -> Result<Vec<u8>, Error> {
+    let attempt = || -> io::Result<Vec<u8>> {
+        let mut inner = UnixStream::connect(socket)?;
+        inner.set_read_timeout(Some(INNER))?;
+        inner.set_write_timeout(Some(WRITE))?;
+        inner.write_all(request)?;
+        inner.shutdown(Shutdown::Write)?;
+        let mut answer = Vec::with_capacity(2048);
+        inner.read_to_end(&mut answer)?;
+        Ok(answer)
+    };
+    match attempt() {
+        Ok(answer) if answer.starts_with(b"HTTP/1.1 ") => Ok(answer),
+        Ok(_) => Err(internal()),
+        Err(error) => {
+            log::warn!("inner server: {error}");
+            Err(internal())
+        }
+    }
+}
+
+fn internal() -> Error {
+    Error::new(Reason::Internal, "the adapter failed to answer; its log says why (kubectl logs)")
+}
+
+/// An answer of the door's own, in HTTP/1.1.
+fn encode(response: &Response) -> Vec<u8> {
+    let mut head = format!(
+        "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\n",
+        response.status,
+        tiny_http::StatusCode(response.status).default_reason_phrase(),
+        response.content_type,
+        response.body.len()
+    );
+    for (name, value) in &response.headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    [head.as_bytes(), b"\r\n", &response.body].concat()
+}
+
+fn jitter(most: Duration) -> Duration {
+    let random = RandomState::new().hash_one(0_u8) % 1024;
+    most.mul_f64(random as f64 / 1024.0)
+}
+
+/// A socket whose reads and writes end at one deadline, however slowly the bytes come.
+struct Timed<'a> {
+    stream: &'a TcpStream,
+    deadline: Instant,
+}
+
+impl Timed<'_> {
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(self.left()?))?;
+        (&mut &*self.stream).read(buffer)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(self.left()?))?;
+        (&mut &*self.stream).write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The other side of a connection after the handshake.
+struct Peer<'a> {
+    session: ServerConnection,
+    socket: Timed<'a>,
+    chain: Vec<CertificateDer<'static>>,
+    verdict: Option<Verdict>,
+    /// What was received and not yet answered.
+    buffer: Vec<u8>,
+}
+
+struct Verdict {
+    config: Arc<RequestHeader>,
+    at: Instant,
+    verified: bool,
+}
+
+enum Failure {
+    /// The peer gets an answer, then the connection ends.
+    Refused(Error),
+    /// The connection is of no use any more.
+    Broken(io::Error),
+}
+
+impl Peer<'_> {
+    /// The configuration under which this peer speaks for users now, if it does.
+    fn judge(&mut self, trust: &Trust) -> Option<Arc<RequestHeader>> {
+        if self.chain.is_empty() {
+            return None;
+        }
+        let current = trust.current();
+        if let Some(config) = current.filter(|config| self.accepts(config)) {
+            return Some(config);
+        }
+        trust.refreshed(ROTATION).filter(|config| self.accepts(config))
+    }
+
+    fn is_verified(&mut self, trust: &Trust) -> bool {
+        !self.chain.is_empty() && trust.current().is_some_and(|config| self.accepts(&config))
+    }
+
+    fn accepts(&mut self, config: &Arc<RequestHeader>) -> bool {
+        let now = Instant::now();
+        if let Some(verdict) = &self.verdict
+            && Arc::ptr_eq(&verdict.config, config)
+            && now.duration_since(verdict.at) < VERDICT
+        {
+            return verdict.verified;
+        }
+        let judged = config.judge(&self.chain, UnixTime::now());
+        if let Err(reason) = &judged {
+            log::debug!("{reason}");
+        }
+        self.verdict = Some(Verdict { config: Arc::clone(config), at: now, verified: judged.is_ok() });
+        judged.is_ok()
+    }
+
+    /// Reads until the buffer starts with a complete head, and yields its length; None if the peer
+    /// is done or silent for too long.
+    fn read_head(&mut self, limit: usize, ticket: &Ticket, verified: bool) -> Result<Option<usize>, Failure> {
+        let mut searched = 0;
+        self.socket.deadline = Instant::now() + if self.buffer.is_empty() { IDLE } else { HEAD };
+        loop {
+            if let Some(length) = head::end(&self.buffer, searched).filter(|length| *length <= limit) {
+                ticket.set(verified, true);
+                return Ok(Some(length));
+            }
+            if self.buffer.len() >= limit {
+                return Err(Failure::Refused(Error::new(
+                    Reason::HeadTooLarge,
+                    format!("the request head is larger than {limit} bytes"),
+                )));
+            }
+            searched = self.buffer.len();
+            let started = !self.buffer.is_empty();
+            match self.receive() {
+                Ok(0) => return Ok(None),
+                Ok(_) if !started => {
+                    ticket.set(verified, true);
+                    self.socket.deadline = Instant::now() + HEAD;
+                }
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => {
+                    return if started { Err(Failure::Refused(slow())) } else { Ok(None) };
+                }
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
+                Err(error) => return Err(Failure::Broken(error)),
+            }
+        }
+    }
+
+    fn receive(&mut self) -> io::Result<usize> {
+        let mut chunk = [0; 8 * 1024];
+        let count = Stream::new(&mut self.session, &mut self.socket).read(&mut chunk)?;
+        self.buffer.extend_from_slice(chunk.get(..count).unwrap_or_default());
+        Ok(count)
+    }
+
+    /// Drops the answered head, and the room that an unusually large one took.
+    fn forget(&mut self, length: usize) {
+        self.buffer.drain(..length.min(self.buffer.len()));
+        self.buffer.shrink_to(16 * 1024);
+    }
+
+    fn send(&mut self, answer: &[u8], last: bool) -> io::Result<()> {
+        self.socket.deadline = Instant::now() + WRITE;
+        let status_line = answer.windows(2).position(|pair| pair == b"\r\n").map_or(0, |at| at + 2);
+        let (start, rest) = answer.split_at_checked(status_line).unwrap_or_default();
+        let whole = [start, if last { &b"Connection: close\r\n"[..] } else { b"" }, rest].concat();
+        let mut stream = Stream::new(&mut self.session, &mut self.socket);
+        stream.write_all(&whole)?;
+        stream.flush()
+    }
+
+    /// Ends the connection such that the last answer arrives: unread bytes would make the kernel
+    /// reset the connection, so some are read and dropped.
+    fn close(&mut self) -> io::Result<()> {
+        self.socket.deadline = Instant::now() + LINGER;
+        self.session.send_close_notify();
+        while self.session.wants_write() {
+            self.session.write_tls(&mut self.socket)?;
+        }
+        self.socket.stream.shutdown(Shutdown::Write)?;
+        let mut dropped = 0;
+        let mut chunk = [0; 8 * 1024];
+        while dropped < LINGER_BYTES {
+            match self.socket.read(&mut chunk) {
+                Ok(count) if count > 0 => dropped += count,
+                _ => break,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn slow() -> Error {
+    Error::new(Reason::RequestTimeout, format!("the request head did not arrive within {} s", HEAD.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_of_the_doors_own_is_plain_http() {
+        let response = Error::new(Reason::Overloaded, "later").response();
+        let text = String::from_utf8(encode(&response)).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\n"), "{head}");
+        assert!(head.contains(&format!("Content-Length: {}", body.len())) && head.contains("Retry-After: 1"), "{head}");
+    }
+
+    #[test]
+    fn jitter_stays_within_its_bound() {
+        for _ in 0..100 {
+            assert!(jitter(AGE) < AGE);
+        }
+    }
+}

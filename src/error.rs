@@ -1,0 +1,255 @@
+//! Every refusal the adapter can give, and the one place where it becomes a Kubernetes Status.
+//!
+//! A refusal is read by a person in `kubectl describe hpa`, so its message names the thing and the
+//! mend; [`Reason::word`] is for scripts and stays the same from version to version.
+
+use serde_json::json;
+
+use crate::api::Response;
+
+/// A refusal: what kind it is, and what to tell the reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    /// Which refusal this is.
+    pub reason: Reason,
+    /// Names the thing and the mend. Never holds a secret.
+    pub message: String,
+    /// Seconds after which asking again makes sense, where that is known.
+    pub retry_after: Option<u64>,
+}
+
+/// What kind of refusal, grouped by who must act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    // The caller.
+    /// The request cannot be understood, or asks for what cannot be.
+    InvalidRequest,
+    /// Nobody proved who is asking.
+    Unauthenticated,
+    /// Who is asking may not.
+    Forbidden,
+    /// No such path here.
+    NotFound,
+    /// Only GET is served.
+    MethodNotAllowed,
+    /// Only JSON is served.
+    NotAcceptable,
+    /// The request did not arrive in time.
+    RequestTimeout,
+    /// The request head is larger than allowed.
+    HeadTooLarge,
+    /// Neither HTTP/1.0 nor HTTP/1.1.
+    HttpVersion,
+    /// The Kubernetes object asked for does not exist.
+    ObjectNotFound,
+
+    // The metric, as it stands in Sysdig.
+    /// Sysdig has no sample for this object.
+    NoData,
+    /// Sysdig has no sample of this metric in the whole cluster.
+    MetricNotCollected,
+    /// The newest sample is older than `MAX_AGE`.
+    TooOld,
+    /// NaN or an infinity.
+    NotFinite,
+    /// A number no HorizontalPodAutoscaler can compute with.
+    OutOfRange,
+    /// More than one series for one object.
+    Ambiguous,
+
+    // The operator of the adapter.
+    /// A setting is still missing.
+    NotConfigured,
+    /// The adapter's service account lacks a permission.
+    KubernetesForbidden,
+    /// Sysdig refuses the token.
+    BackendUnauthorized,
+    /// The token may not read this.
+    BackendForbidden,
+    /// Sysdig refuses the question itself.
+    BackendRejected,
+
+    // Nobody, or whoever runs what failed.
+    /// Too much is asked at once.
+    Overloaded,
+    /// The Kubernetes API cannot be asked.
+    KubernetesUnavailable,
+    /// Sysdig limits the rate.
+    BackendRateLimited,
+    /// Sysdig failed.
+    BackendError,
+    /// Sysdig took too long.
+    BackendTimeout,
+    /// Sysdig cannot be reached.
+    BackendUnreachable,
+    /// Sysdig's answer cannot be understood.
+    BackendInvalidAnswer,
+    /// A fault of the adapter itself.
+    Internal,
+}
+
+impl Reason {
+    /// All reasons, for tables and tests.
+    pub const ALL: [Self; 29] = [
+        Self::InvalidRequest,
+        Self::Unauthenticated,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::NotAcceptable,
+        Self::RequestTimeout,
+        Self::HeadTooLarge,
+        Self::HttpVersion,
+        Self::ObjectNotFound,
+        Self::NoData,
+        Self::MetricNotCollected,
+        Self::TooOld,
+        Self::NotFinite,
+        Self::OutOfRange,
+        Self::Ambiguous,
+        Self::NotConfigured,
+        Self::KubernetesForbidden,
+        Self::BackendUnauthorized,
+        Self::BackendForbidden,
+        Self::BackendRejected,
+        Self::Overloaded,
+        Self::KubernetesUnavailable,
+        Self::BackendRateLimited,
+        Self::BackendError,
+        Self::BackendTimeout,
+        Self::BackendUnreachable,
+        Self::BackendInvalidAnswer,
+        Self::Internal,
+    ];
+
+    /// The stable word for scripts, alerts and documentation.
+    pub fn word(self) -> &'static str {
+        self.row().2
+    }
+
+    /// The HTTP status and the Kubernetes `reason` that goes with it.
+    pub fn status(self) -> (u16, &'static str) {
+        let (code, reason, _) = self.row();
+        (code, reason)
+    }
+
+    fn row(self) -> (u16, &'static str, &'static str) {
+        match self {
+            Self::InvalidRequest => (400, "BadRequest", "invalid-request"),
+            Self::Unauthenticated => (401, "Unauthorized", "unauthenticated"),
+            Self::Forbidden => (403, "Forbidden", "forbidden"),
+            Self::NotFound => (404, "NotFound", "not-found"),
+            Self::MethodNotAllowed => (405, "MethodNotAllowed", "method-not-allowed"),
+            Self::NotAcceptable => (406, "NotAcceptable", "not-acceptable"),
+            Self::RequestTimeout => (408, "Timeout", "request-timeout"),
+            Self::HeadTooLarge => (431, "RequestHeaderFieldsTooLarge", "head-too-large"),
+            Self::HttpVersion => (505, "HTTPVersionNotSupported", "http-version"),
+            Self::ObjectNotFound => (404, "NotFound", "object-not-found"),
+            Self::NoData => (404, "NotFound", "no-data"),
+            Self::MetricNotCollected => (404, "NotFound", "metric-not-collected"),
+            Self::TooOld => (503, "ServiceUnavailable", "too-old"),
+            Self::NotFinite => (422, "Invalid", "not-finite"),
+            Self::OutOfRange => (422, "Invalid", "out-of-range"),
+            Self::Ambiguous => (422, "Invalid", "ambiguous"),
+            Self::NotConfigured => (503, "ServiceUnavailable", "not-configured"),
+            Self::KubernetesForbidden => (503, "ServiceUnavailable", "kubernetes-forbidden"),
+            Self::BackendUnauthorized => (503, "ServiceUnavailable", "backend-unauthorized"),
+            Self::BackendForbidden => (503, "ServiceUnavailable", "backend-forbidden"),
+            Self::BackendRejected => (503, "ServiceUnavailable", "backend-rejected"),
+            Self::Overloaded => (429, "TooManyRequests", "overloaded"),
+            Self::KubernetesUnavailable => (503, "ServiceUnavailable", "kubernetes-unavailable"),
+            Self::BackendRateLimited => (503, "ServiceUnavailable", "backend-rate-limited"),
+            Self::BackendError => (503, "ServiceUnavailable", "backend-error"),
+            Self::BackendTimeout => (503, "ServiceUnavailable", "backend-timeout"),
+            Self::BackendUnreachable => (503, "ServiceUnavailable", "backend-unreachable"),
+            Self::BackendInvalidAnswer => (503, "ServiceUnavailable", "backend-invalid-answer"),
+            Self::Internal => (500, "InternalError", "internal"),
+        }
+    }
+}
+
+impl Error {
+    /// A refusal with its message.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), retry_after: None }
+    }
+
+    /// Says when asking again makes sense.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: Option<u64>) -> Self {
+        self.retry_after = seconds;
+        self
+    }
+
+    /// The refusal as a Kubernetes Status; the reason word stands in `details.causes`.
+    ///
+    /// Only 429 carries the `Retry-After` header: Kubernetes' client sleeps and retries up to ten
+    /// times on any 5xx that has one, which would hold one of the few HPA workers for all that time.
+    ///
+    /// Source: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/>.
+    pub fn response(&self) -> Response {
+        let (code, reason) = self.reason.status();
+        let mut details = json!({ "causes": [{ "reason": self.reason.word(), "message": self.message }] });
+        if let (Some(seconds), Some(map)) = (self.retry_after, details.as_object_mut()) {
+            map.insert("retryAfterSeconds".to_owned(), seconds.into());
+        }
+        let mut response = Response::json(
+            code,
+            &json!({
+                "kind": "Status",
+                "apiVersion": "v1",
+                "metadata": {},
+                "status": "Failure",
+                "message": self.message,
+                "reason": reason,
+                "details": details,
+                "code": code,
+            }),
+        );
+        if self.reason == Reason::Overloaded {
+            response.headers.push(("Retry-After", self.retry_after.unwrap_or(1).to_string()));
+        }
+        response
+    }
+}
+
+/// Text from outside, made safe to repeat: one line, bounded, without control characters.
+pub fn quoted(text: &str) -> String {
+    const LONGEST: usize = 200;
+    let mut shown: String = text.chars().take(LONGEST).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    format!("{shown:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_becomes_a_status_with_its_own_word() {
+        let mut words = BTreeSet::new();
+        for reason in Reason::ALL {
+            let response = Error::new(reason, "say what to do").retry_after(Some(7)).response();
+            let status: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
+            assert_eq!(status["kind"], "Status", "{reason:?}");
+            assert_eq!(status["message"], "say what to do");
+            assert_eq!(status["code"], response.status);
+            assert!(response.status >= 400);
+            assert_eq!(status["details"]["causes"][0]["reason"], reason.word());
+            assert_eq!(status["details"]["retryAfterSeconds"], 7);
+            assert_eq!(response.headers.iter().any(|(n, _)| *n == "Retry-After"), response.status == 429);
+            assert!(words.insert(reason.word()), "{reason:?} shares its word");
+        }
+        assert_eq!(words.len(), Reason::ALL.len());
+    }
+
+    #[test]
+    fn text_from_outside_is_bounded_and_on_one_line() {
+        assert_eq!(quoted("a\nb\u{1b}[31m"), r#""a\nb\u{1b}[31m""#);
+        assert_eq!(quoted(&"é".repeat(10_000)).chars().count(), 203);
+    }
+}

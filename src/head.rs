@@ -1,0 +1,339 @@
+//! One HTTP/1 request head: read strictly, and written anew for the inner server.
+//!
+//! Pure. Nothing of the received bytes is passed on but what is listed here: the request line, the
+//! headers in [`FORWARDED`], and, from a front proxy, the identity. So there is nothing for two
+//! parsers to disagree about. Source: <https://www.rfc-editor.org/rfc/rfc9112>.
+
+use std::fmt::Write;
+
+use crate::error::{Error, Reason, quoted};
+
+/// The headers that mean something to the inner server, in lower case.
+const FORWARDED: [&str; 3] = ["accept", "authorization", "if-none-match"];
+const MOST_HEADERS: usize = 20_000;
+
+/// Under which names the identity arrives and is passed on.
+/// Source: <https://kubernetes.io/docs/tasks/extend-kubernetes/configure-aggregation-layer/>.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentityHeaders {
+    /// Lower-case names; the first that is present counts.
+    pub username: Vec<String>,
+    /// Lower-case names; all that are present count.
+    pub group: Vec<String>,
+    /// Lower-case names; the first that is present counts.
+    pub uid: Vec<String>,
+    /// Lower-case prefixes.
+    pub extra_prefix: Vec<String>,
+}
+
+/// A head as it was received, checked.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Head<'a> {
+    method: &'a str,
+    target: &'a str,
+    headers: Vec<(String, &'a [u8])>,
+    keep_alive: bool,
+}
+
+/// Finds the end of the head in `bytes`, looking from `from` on: the index behind the blank line.
+pub fn end(bytes: &[u8], from: usize) -> Option<usize> {
+    let start = from.saturating_sub(3);
+    bytes.get(start..)?.windows(4).position(|window| window == b"\r\n\r\n").map(|at| start + at + 4)
+}
+
+impl<'a> Head<'a> {
+    /// Reads a complete head, blank line included.
+    ///
+    /// # Errors
+    /// A refusal, after which the connection cannot be used any more: where the next request would
+    /// start is not known, or the sender is not a plain HTTP client.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
+        let text = bytes.strip_suffix(b"\r\n\r\n").ok_or_else(|| invalid("the request head is incomplete"))?;
+        let mut lines = Lines(Some(text));
+        let (method, target, version) = request_line(lines.next().unwrap_or_default())?;
+        let headers = lines
+            .take(MOST_HEADERS + 1)
+            .map(|line| header(line).ok_or_else(|| invalid("a header line is malformed")))
+            .collect::<Result<Vec<_>, _>>()?;
+        if headers.len() > MOST_HEADERS {
+            return Err(Error::new(Reason::HeadTooLarge, format!("more than {MOST_HEADERS} headers")));
+        }
+        let mut head = Self { method, target, headers, keep_alive: version == 1 };
+        head.check_host(version)?;
+        head.check_body()?;
+        head.check_connection()?;
+        Ok(head)
+    }
+
+    /// Whether the sender wants to send more requests.
+    pub fn keep_alive(&self) -> bool {
+        self.keep_alive
+    }
+
+    /// The head for the inner server; the identity is passed on for `identity` only, percent-encoded.
+    pub fn rebuild(&self, identity: Option<&IdentityHeaders>) -> Vec<u8> {
+        let mut out = format!("{} {} HTTP/1.1\r\nHost: adapter\r\nConnection: close\r\n", self.method, self.target);
+        for name in FORWARDED {
+            let mut values = self.values(name).filter_map(ascii).peekable();
+            if values.peek().is_some() {
+                let joined = values.collect::<Vec<_>>().join(", ");
+                let _ = write!(out, "{name}: {joined}\r\n");
+            }
+        }
+        if let Some(identity) = identity {
+            self.write_identity(identity, &mut out);
+        }
+        out.push_str("\r\n");
+        out.into_bytes()
+    }
+
+    fn write_identity(&self, identity: &IdentityHeaders, out: &mut String) {
+        let first = |names: &[String]| names.iter().find_map(|name| self.values(name).find(|value| !value.is_empty()));
+        if let Some(user) = first(&identity.username) {
+            let _ = write!(out, "X-Remote-User: {}\r\n", encode(user));
+        }
+        if let Some(uid) = first(&identity.uid) {
+            let _ = write!(out, "X-Remote-Uid: {}\r\n", encode(uid));
+        }
+        for value in identity.group.iter().flat_map(|name| self.values(name)) {
+            let _ = write!(out, "X-Remote-Group: {}\r\n", encode(value));
+        }
+        for (name, value) in &self.headers {
+            if let Some(key) = identity.extra_prefix.iter().find_map(|prefix| name.strip_prefix(prefix.as_str())) {
+                let _ = write!(out, "X-Remote-Extra-{key}: {}\r\n", encode(value));
+            }
+        }
+    }
+
+    fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.headers.iter().filter(move |(n, _)| n == name).map(|(_, value)| *value)
+    }
+
+    fn check_host(&self, version: u8) -> Result<(), Error> {
+        match self.values("host").count() {
+            1 => Ok(()),
+            0 if version == 0 => Ok(()),
+            0 => Err(invalid("the Host header is missing")),
+            _ => Err(invalid("more than one Host header")),
+        }
+    }
+
+    fn check_body(&self) -> Result<(), Error> {
+        let length = self.values("content-length").any(|value| value != b"0");
+        if !length && self.values("transfer-encoding").next().is_none() {
+            return Ok(());
+        }
+        if matches!(self.method, "GET" | "HEAD") {
+            return Err(invalid("a request body (Content-Length, Transfer-Encoding) is not accepted"));
+        }
+        Err(Error::new(
+            Reason::MethodNotAllowed,
+            format!("{} is not allowed: metrics are read-only, use GET", quoted(self.method)),
+        ))
+    }
+
+    fn check_connection(&mut self) -> Result<(), Error> {
+        let mut options = Vec::new();
+        for value in self.values("connection") {
+            options.extend(String::from_utf8_lossy(value).split(',').map(|o| o.trim().to_ascii_lowercase()));
+        }
+        if options.iter().any(|option| option == "upgrade") || self.values("upgrade").next().is_some() {
+            return Err(invalid("Upgrade is not accepted: plain HTTP/1.1 over TLS is served"));
+        }
+        if options.iter().any(|option| option == "close") {
+            self.keep_alive = false;
+        }
+        Ok(())
+    }
+}
+
+/// Splits at CRLF; a lone CR or LF stays in its line, where it is refused.
+struct Lines<'a>(Option<&'a [u8]>);
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let rest = self.0?;
+        let Some(at) = rest.windows(2).position(|pair| pair == b"\r\n") else {
+            self.0 = None;
+            return Some(rest);
+        };
+        self.0 = rest.get(at + 2..);
+        rest.get(..at)
+    }
+}
+
+fn request_line(line: &[u8]) -> Result<(&str, &str, u8), Error> {
+    let malformed = || invalid("the request line is malformed");
+    let line = ascii(line).ok_or_else(malformed)?;
+    let mut words = line.split(' ');
+    let (Some(method), Some(target), Some(version), None) = (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err(malformed());
+    };
+    if method.is_empty() || method.len() > 32 || !method.bytes().all(is_token) || !target.starts_with('/') {
+        return Err(malformed());
+    }
+    match version {
+        "HTTP/1.1" => Ok((method, target, 1)),
+        "HTTP/1.0" => Ok((method, target, 0)),
+        _ if version.starts_with("HTTP/") => {
+            Err(Error::new(Reason::HttpVersion, format!("{} is not served: use HTTP/1.1", quoted(version))))
+        }
+        _ => Err(malformed()),
+    }
+}
+
+/// Name in lower case and trimmed value; None for what is no header line. Values may be UTF-8, as
+/// Go sends user names.
+fn header(line: &[u8]) -> Option<(String, &[u8])> {
+    let colon = line.iter().position(|&byte| byte == b':')?;
+    let (name, value) = (line.get(..colon)?, line.get(colon + 1..)?);
+    let value = value.trim_ascii();
+    if name.is_empty()
+        || !name.iter().copied().all(is_token)
+        || value.iter().any(|&b| b.is_ascii_control() && b != b'\t')
+    {
+        return None;
+    }
+    Some((ascii(name)?.to_ascii_lowercase(), value))
+}
+
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+fn ascii(bytes: &[u8]) -> Option<&str> {
+    if bytes.iter().all(|b| b.is_ascii_graphic() || *b == b' ') { std::str::from_utf8(bytes).ok() } else { None }
+}
+
+fn encode(value: &[u8]) -> String {
+    let mut out = String::with_capacity(value.len());
+    for &byte in value {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+fn invalid(message: &str) -> Error {
+    Error::new(Reason::InvalidRequest, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kubernetes() -> IdentityHeaders {
+        IdentityHeaders {
+            username: vec!["x-remote-user".to_owned()],
+            group: vec!["x-remote-group".to_owned()],
+            uid: vec!["x-remote-uid".to_owned()],
+            extra_prefix: vec!["x-remote-extra-".to_owned()],
+        }
+    }
+
+    fn rebuilt(head: &str, identity: Option<&IdentityHeaders>) -> String {
+        String::from_utf8(Head::parse(head.as_bytes()).unwrap().rebuild(identity)).unwrap()
+    }
+
+    #[test]
+    fn only_what_the_inner_server_needs_is_passed_on() {
+        let head = "GET /apis?x=1 HTTP/1.1\r\nHost: a\r\nUser-Agent: x\r\nAccept: a/b\r\nTE: trailers\r\nExpect: 100-continue\r\n\
+                    accept: c/d\r\nX-Remote-User: joe\r\nContent-Length: 0\r\nIf-None-Match: \"é\"\r\n\r\n";
+        let start = "GET /apis?x=1 HTTP/1.1\r\nHost: adapter\r\nConnection: close\r\naccept: a/b, c/d\r\n";
+        assert_eq!(rebuilt(head, None), format!("{start}\r\n"));
+        assert_eq!(rebuilt(head, Some(&kubernetes())), format!("{start}X-Remote-User: joe\r\n\r\n"));
+    }
+
+    #[test]
+    fn an_identity_is_passed_on_in_ascii() {
+        let head = "GET / HTTP/1.1\r\nHost: a\r\nx-remote-USER: josé\r\nX-Remote-Group: Équipe 100%\r\nX-Remote-Group: b\r\n\
+                    X-Remote-Uid: 7\r\nX-Remote-Extra-Authentication.kubernetes.io%2fcredential-Id: JTI=1\r\nX-Remote-User: root\r\n\r\n";
+        let expected = "GET / HTTP/1.1\r\nHost: adapter\r\nConnection: close\r\nX-Remote-User: jos%C3%A9\r\nX-Remote-Uid: 7\r\n\
+                        X-Remote-Group: %C3%89quipe%20100%25\r\nX-Remote-Group: b\r\n\
+                        X-Remote-Extra-authentication.kubernetes.io%2fcredential-id: JTI=1\r\n\r\n";
+        assert_eq!(rebuilt(head, Some(&kubernetes())), expected);
+    }
+
+    #[test]
+    fn heads_that_could_be_read_in_two_ways_are_refused() {
+        let table = [
+            ("", Reason::InvalidRequest),
+            ("GET /\r\n", Reason::InvalidRequest),
+            ("GET / HTTP/1.1", Reason::InvalidRequest),
+            ("GET  / HTTP/1.1\r\nHost: a", Reason::InvalidRequest),
+            ("GET / HTTP/1.1 \r\nHost: a", Reason::InvalidRequest),
+            ("GET\t/ HTTP/1.1\r\nHost: a", Reason::InvalidRequest),
+            ("GET /é HTTP/1.1\r\nHost: a", Reason::InvalidRequest),
+            ("GET http://a/ HTTP/1.1\r\nHost: a", Reason::InvalidRequest),
+            ("OPTIONS * HTTP/1.1\r\nHost: a", Reason::InvalidRequest),
+            ("CONNECT a:443 HTTP/1.1\r\nHost: a", Reason::InvalidRequest),
+            ("G(T / HTTP/1.1\r\nHost: a", Reason::InvalidRequest),
+            ("GET / HTTP/2.0\r\nHost: a", Reason::HttpVersion),
+            ("GET / HTTP/1.2\r\nHost: a", Reason::HttpVersion),
+            ("PRI * HTTP/2.0", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\n", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\nHost: b", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost : a", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\n folded", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\nno colon", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\n: empty", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\nX: a\nY: b", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\nX: a\rb", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\nX: a\0b", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\nÜ: b", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\nHost: a", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 5", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +0", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\nContent-Length: 0", Reason::InvalidRequest),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5", Reason::MethodNotAllowed),
+            ("POST / HTTP/1.1\r\nHost: a\r\ntransfer-encoding: chunked", Reason::MethodNotAllowed),
+            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, UPGRADE", Reason::InvalidRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c", Reason::InvalidRequest),
+        ];
+        for (head, reason) in table {
+            let bytes = format!("{head}\r\n\r\n").into_bytes();
+            assert_eq!(Head::parse(&bytes).map_err(|e| e.reason), Err(reason), "{head:?}");
+        }
+        assert_eq!(Head::parse(b"GET / HTTP/1.1\r\nHost: a\r\n").map_err(|e| e.reason), Err(Reason::InvalidRequest));
+    }
+
+    #[test]
+    fn a_connection_is_kept_as_http_says() {
+        let table = [
+            ("HTTP/1.1\r\nHost: a", true),
+            ("HTTP/1.1\r\nHost: a\r\nConnection: keep-alive", true),
+            ("HTTP/1.1\r\nHost: a\r\nConnection: foo, Close", false),
+            ("HTTP/1.0\r\nHost: a", false),
+            ("HTTP/1.0", false),
+        ];
+        for (rest, keep_alive) in table {
+            let head = format!("GET / {rest}\r\n\r\n");
+            assert_eq!(Head::parse(head.as_bytes()).unwrap().keep_alive(), keep_alive, "{rest}");
+        }
+    }
+
+    #[test]
+    fn ten_thousand_groups_fit_and_a_flood_does_not() {
+        let groups = |n| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X-Remote-Group: g\r\n".repeat(n));
+        assert_eq!(rebuilt(&groups(10_000), Some(&kubernetes())).matches("X-Remote-Group").count(), 10_000);
+        assert_eq!(Head::parse(groups(20_001).as_bytes()).map_err(|e| e.reason), Err(Reason::HeadTooLarge));
+    }
+
+    #[test]
+    fn the_end_of_a_head_is_found_across_reads() {
+        assert_eq!(end(b"GET / HTTP/1.1\r\n\r\nrest", 0), Some(18));
+        assert_eq!(end(b"GET / HTTP/1.1\r\n\r\n", 17), Some(18));
+        assert_eq!(end(b"GET / HTTP/1.1\r\n\r", 0), None);
+        assert_eq!(end(b"", 0), None);
+        assert_eq!(end(b"\r\n\r\n", 9), None);
+    }
+}

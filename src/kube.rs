@@ -1,0 +1,271 @@
+//! The few questions put to the Kubernetes API, by hand.
+//!
+//! Token and CA are read from their files for every call, since both rotate. No proxy is used.
+//! Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/>.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+use ureq::Agent;
+
+use crate::agent::{Roots, agent, explain};
+use crate::config::{Config, Secret};
+use crate::error::{Error, Reason, quoted};
+use crate::requestheader::RequestHeader;
+use crate::route::Resource;
+use crate::tls::certificates;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+const LARGEST_ANSWER: u64 = 8 * 1024 * 1024;
+const FULL: &str = "application/json";
+/// Metadata instead of the whole object: a Deployment's pod template can be large, and is nobody's business here.
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+const REQUEST_HEADER: &str = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
+
+/// The Kubernetes API, asked as the adapter's service account.
+#[derive(Debug)]
+pub struct Kube {
+    base: Option<String>,
+    directory: PathBuf,
+    agent: Mutex<Option<(Vec<u8>, Agent)>>,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+enum Failure {
+    Forbidden(String),
+    NotFound,
+    Unavailable(String),
+}
+
+impl Kube {
+    /// Uses the API server and the service account directory of `config`.
+    pub fn new(config: &Config) -> Self {
+        Self { base: config.kubernetes.clone(), directory: config.service_account_dir.clone(), agent: Mutex::new(None) }
+    }
+
+    /// Makes sure that the object exists.
+    ///
+    /// # Errors
+    /// It does not, or the API cannot tell.
+    pub fn check_object(&self, resource: Resource, namespace: &str, name: &str) -> Result<(), Error> {
+        self.object(resource, namespace, name, METADATA).map(|_| ())
+    }
+
+    /// How many of the object's pods are Ready; None where an object does not tell.
+    ///
+    /// # Errors
+    /// The object does not exist, or the API cannot tell.
+    pub fn ready_pods(&self, resource: Resource, namespace: &str, name: &str) -> Result<Option<u64>, Error> {
+        let count = |pointer| {
+            self.object(resource, namespace, name, FULL)
+                .map(|object| Some(object.pointer(pointer).and_then(Value::as_u64).unwrap_or(0)))
+        };
+        match resource {
+            Resource::Namespaces => Ok(None),
+            Resource::DaemonSets => count("/status/numberReady"),
+            Resource::Jobs => count("/status/ready"),
+            Resource::Deployments | Resource::ReplicaSets | Resource::StatefulSets => count("/status/readyReplicas"),
+            Resource::Pods => self.object(resource, namespace, name, FULL).map(|pod| Some(u64::from(is_ready(&pod)))),
+            Resource::Services => self.ready_endpoints(namespace, name).map(Some),
+        }
+    }
+
+    /// The pods behind a Service, as its EndpointSlices list them; each counts once, whatever the
+    /// number of ports and address families.
+    fn ready_endpoints(&self, namespace: &str, service: &str) -> Result<u64, Error> {
+        let path = format!(
+            "/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3D{service}"
+        );
+        let slices = self.get(&path, FULL).map_err(|failure| {
+            failure.into_error("list", "endpointslices.discovery.k8s.io", namespace, "EndpointSlices", service)
+        })?;
+        let endpoints = items(&slices, "/items").flat_map(|slice| items(slice, "/endpoints"));
+        let ready = endpoints.filter(|endpoint| endpoint.pointer("/conditions/ready") != Some(&Value::Bool(false)));
+        let names: BTreeSet<String> = ready
+            .filter_map(|endpoint| endpoint.pointer("/targetRef/name").or_else(|| endpoint.pointer("/addresses/0")))
+            .filter_map(|name| name.as_str().map(str::to_owned))
+            .collect();
+        Ok(names.len() as u64)
+    }
+
+    /// The request header configuration, from its ConfigMap.
+    ///
+    /// # Errors
+    /// It cannot be read or understood; the message names the mend.
+    pub fn request_header(&self) -> Result<RequestHeader, Error> {
+        let config_map = self.get(REQUEST_HEADER, FULL).map_err(|failure| match failure {
+            Failure::Forbidden(_) => Error::new(
+                Reason::KubernetesForbidden,
+                "ConfigMap kube-system/extension-apiserver-authentication may not be read: RoleBinding \
+                 custom-metrics-auth-reader in kube-system is missing, kubectl apply -f manifests/01-sysdig-metrics-rbac.yml",
+            ),
+            Failure::NotFound => unavailable(
+                "ConfigMap kube-system/extension-apiserver-authentication does not exist: is the API server started \
+                 with --requestheader-client-ca-file?",
+            ),
+            Failure::Unavailable(why) => unavailable(why),
+        })?;
+        RequestHeader::parse(&config_map).map_err(|mistake| {
+            unavailable(format!("ConfigMap kube-system/extension-apiserver-authentication: {mistake}"))
+        })
+    }
+
+    /// The namespace that the adapter runs in.
+    pub fn own_namespace(&self) -> String {
+        std::fs::read_to_string(self.directory.join("namespace"))
+            .map(|text| text.trim().to_owned())
+            .ok()
+            .filter(|text| !text.is_empty())
+            .unwrap_or_else(|| "custom-metrics".to_owned())
+    }
+
+    fn object(&self, resource: Resource, namespace: &str, name: &str, accept: &str) -> Result<Value, Error> {
+        let (plural, group) = resource.plural();
+        let qualified = if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") };
+        self.get(&path(resource, namespace, name), accept)
+            .map_err(|failure| failure.into_error("get", &qualified, namespace, resource.kind().0, name))
+    }
+
+    fn get(&self, path: &str, accept: &str) -> Result<Value, Failure> {
+        let unavailable = |why: String| Failure::Unavailable(format!("the Kubernetes API cannot be asked: {why}"));
+        let base = self.base.as_ref().ok_or_else(|| {
+            unavailable(
+                "KUBERNETES_SERVICE_HOST is not set; the adapter runs in a pod with a service account".to_owned(),
+            )
+        })?;
+        let token = self.file("token").map_err(unavailable)?;
+        let token = std::str::from_utf8(&token)
+            .ok()
+            .and_then(|text| Secret::new(text.trim()))
+            .ok_or_else(|| unavailable(format!("{} holds no token", self.directory.join("token").display())))?;
+        let agent = self.agent().map_err(unavailable)?;
+        let mut response = agent
+            .get(format!("{base}{path}"))
+            .header("Accept", accept)
+            .header("Authorization", format!("Bearer {}", token.expose()))
+            .call()
+            .map_err(|error| unavailable(explain(&error)))?;
+        let status = response.status().as_u16();
+        let body = response
+            .body_mut()
+            .with_config()
+            .limit(LARGEST_ANSWER)
+            .read_to_vec()
+            .map_err(|error| unavailable(explain(&error)))?;
+        match status {
+            200 => serde_json::from_slice(&body).map_err(|_| unavailable("its answer is not JSON".to_owned())),
+            401 => Err(unavailable("it does not accept the service account token (401)".to_owned())),
+            403 => Err(Failure::Forbidden(message(&body))),
+            404 => Err(Failure::NotFound),
+            other => Err(unavailable(format!("it answers {other}: {}", quoted(&message(&body))))),
+        }
+    }
+
+    fn file(&self, name: &str) -> Result<Vec<u8>, String> {
+        let path = self.directory.join(name);
+        std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    /// The client for the CA of this moment.
+    fn agent(&self) -> Result<Agent, String> {
+        let ca = self.file("ca.crt")?;
+        let mut cached = self.agent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, agent)) = cached.as_ref()
+            && *known == ca
+        {
+            return Ok(agent.clone());
+        }
+        let roots = certificates(&ca)
+            .map_err(|mistake| format!("{} holds {mistake}", self.directory.join("ca.crt").display()))?;
+        let made = agent(Roots::Given(roots), TIMEOUT, None);
+        *cached = Some((ca, made.clone()));
+        Ok(made)
+    }
+}
+
+impl Failure {
+    fn into_error(self, verb: &str, resource: &str, namespace: &str, kind: &str, name: &str) -> Error {
+        match self {
+            Self::NotFound => {
+                let place = if kind == "Namespace" { String::new() } else { format!(" in namespace {namespace}") };
+                Error::new(Reason::ObjectNotFound, format!("{kind} {name} does not exist{place}"))
+            }
+            Self::Forbidden(message) => Error::new(
+                Reason::KubernetesForbidden,
+                format!(
+                    "the adapter may not {verb} {resource} in namespace {namespace}: ClusterRole \
+                     custom-metrics-resource-reader must allow it, kubectl apply -f manifests/01-sysdig-metrics-rbac.yml \
+                     ({})",
+                    quoted(&message)
+                ),
+            ),
+            Self::Unavailable(why) => unavailable(why),
+        }
+    }
+}
+
+fn unavailable(why: impl Into<String>) -> Error {
+    Error::new(Reason::KubernetesUnavailable, why)
+}
+
+fn path(resource: Resource, namespace: &str, name: &str) -> String {
+    let (plural, group) = resource.plural();
+    let (_, version) = resource.kind();
+    match (resource, group) {
+        (Resource::Namespaces, _) => format!("/api/v1/namespaces/{name}"),
+        (_, "") => format!("/api/v1/namespaces/{namespace}/{plural}/{name}"),
+        _ => format!("/apis/{version}/namespaces/{namespace}/{plural}/{name}"),
+    }
+}
+
+fn message(body: &[u8]) -> String {
+    let status: Option<Value> = serde_json::from_slice(body).ok();
+    let message = status.as_ref().and_then(|status| status.pointer("/message")).and_then(Value::as_str);
+    message.map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_owned)
+}
+
+fn items<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+    value.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn is_ready(pod: &Value) -> bool {
+    items(pod, "/status/conditions").any(|condition| {
+        condition.pointer("/type").and_then(Value::as_str) == Some("Ready")
+            && condition.pointer("/status").and_then(Value::as_str) == Some("True")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn objects_have_the_paths_of_their_api() {
+        let table = [
+            (Resource::Namespaces, "/api/v1/namespaces/n"),
+            (Resource::Pods, "/api/v1/namespaces/ns/pods/n"),
+            (Resource::Services, "/api/v1/namespaces/ns/services/n"),
+            (Resource::Deployments, "/apis/apps/v1/namespaces/ns/deployments/n"),
+            (Resource::Jobs, "/apis/batch/v1/namespaces/ns/jobs/n"),
+        ];
+        for (resource, expected) in table {
+            assert_eq!(path(resource, "ns", "n"), expected);
+        }
+    }
+
+    #[test]
+    fn a_pod_is_ready_by_its_condition() {
+        let pod = |kind, status| json!({ "status": { "conditions": [{ "type": kind, "status": status }] } });
+        assert!(is_ready(&pod("Ready", "True")));
+        for other in [pod("Ready", "False"), pod("Ready", "Unknown"), pod("Initialized", "True"), json!({}), json!([])]
+        {
+            assert!(!is_ready(&other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! From a typed question to a value: the object must exist, Sysdig must know it, the number must be fresh.
+//!
+//! An error makes an autoscaler hold; a false zero scales production down. So nothing here becomes
+//! zero without proof.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::api::Value;
+use crate::changes::Changes;
+use crate::config::Config;
+use crate::error::{Error, Reason};
+use crate::kube::Kube;
+use crate::quantity::{Quantity, QuantityError};
+use crate::route::{Read, Resource};
+use crate::sysdig::{Label, Row, Sysdig, WINDOW};
+
+const NAMESPACE: &str = "kubernetes.namespace.name";
+const WORKLOAD_TYPE: &str = "kubernetes.workload.type";
+const WORKLOAD_NAME: &str = "kubernetes.workload.name";
+/// For how many seconds it stays known that a metric is collected, and that it is not.
+const COLLECTED: u64 = 600;
+const NOT_COLLECTED: u64 = 60;
+const MOST_METRICS: usize = 1000;
+
+/// Reads metrics of objects.
+#[derive(Debug)]
+pub struct Readings {
+    kube: Arc<Kube>,
+    sysdig: Arc<Sysdig>,
+    changes: Arc<Changes>,
+    max_age: Duration,
+    collected: Mutex<BTreeMap<String, (bool, u64)>>,
+}
+
+impl Readings {
+    /// Reads objects from `kube` and values from `sysdig`.
+    pub fn new(config: &Config, kube: Arc<Kube>, sysdig: Arc<Sysdig>, changes: Arc<Changes>) -> Self {
+        Self { kube, sysdig, changes, max_age: config.max_age, collected: Mutex::default() }
+    }
+
+    /// The value that a question asks for at `now`, in Unix seconds.
+    ///
+    /// # Errors
+    /// There is none that could be trusted; the reason says why.
+    pub fn read(&self, read: &Read, now: u64) -> Result<Value, Error> {
+        self.sysdig.check_configured()?;
+        let found = self.kube.check_object(read.resource, &read.namespace, &read.object);
+        self.note_kubernetes(&found);
+        found?;
+        let labels = labels(read);
+        let row = self.sysdig.row(&read.metric, &labels, now);
+        self.note_sysdig(&row);
+        let row = row?.ok_or_else(|| unknown_object(read))?;
+        check_age(read, &row, now, self.max_age)?;
+        let quantity = match row.value {
+            Some(Ok(quantity)) => quantity,
+            Some(Err(mistake)) => return Err(unfit(read, mistake)),
+            None => self.proved_zero(read, &labels, now)?,
+        };
+        Ok(Value { quantity, timestamp: row.end, window_seconds: WINDOW })
+    }
+
+    /// Silence means idleness only if Sysdig sees every Ready pod of the object, and if this metric
+    /// is collected in this cluster at all.
+    fn proved_zero(&self, read: &Read, labels: &[Label<'_>], now: u64) -> Result<Quantity, Error> {
+        let ready = self.kube.ready_pods(read.resource, &read.namespace, &read.object);
+        self.note_kubernetes(&ready);
+        let ready = ready?.unwrap_or(1).max(1);
+        let seen = self.sysdig.pods(labels, now);
+        self.note_sysdig(&seen);
+        let seen = seen?;
+        if seen < ready {
+            return Err(Error::new(
+                Reason::NoData,
+                format!(
+                    "Sysdig has no sample of {} for {} in the last {WINDOW} s, and sees {seen} of its {ready} ready pods: \
+                     does the Sysdig agent run on every node?",
+                    read.metric,
+                    object(read)
+                ),
+            ));
+        }
+        if self.is_collected(&read.metric, now)? {
+            return Ok(Quantity::ZERO);
+        }
+        Err(Error::new(
+            Reason::MetricNotCollected,
+            format!(
+                "Sysdig has no sample of {} in the whole cluster within a day: is the id right, and does the agent's mode \
+                 collect it? (agents in essentials mode send no HTTP metrics)",
+                read.metric
+            ),
+        ))
+    }
+
+    fn is_collected(&self, metric: &str, now: u64) -> Result<bool, Error> {
+        let known = self.collected.lock().unwrap_or_else(PoisonError::into_inner).get(metric).copied();
+        if let Some((collected, until)) = known
+            && now < until
+        {
+            return Ok(collected);
+        }
+        let collected = self.sysdig.is_collected(metric, now);
+        self.note_sysdig(&collected);
+        let collected = collected?;
+        let until = now + if collected { COLLECTED } else { NOT_COLLECTED };
+        let mut known = self.collected.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST_METRICS {
+            known.clear();
+        }
+        known.insert(metric.to_owned(), (collected, until));
+        Ok(collected)
+    }
+
+    /// A missing object is the caller's affair and no state of the Kubernetes API.
+    fn note_kubernetes<T>(&self, result: &Result<T, Error>) {
+        if !matches!(result, Err(Error { reason: Reason::ObjectNotFound, .. })) {
+            self.changes.note("Kubernetes API", result);
+        }
+    }
+
+    fn note_sysdig<T>(&self, result: &Result<T, Error>) {
+        if !matches!(result, Err(Error { reason: Reason::Ambiguous | Reason::InvalidRequest, .. })) {
+            self.changes.note("Sysdig", result);
+        }
+    }
+}
+
+/// The labels that name the object in Sysdig; the cluster is added by the backend.
+fn labels(read: &Read) -> Vec<Label<'_>> {
+    let mut labels = vec![(NAMESPACE, read.namespace.as_str())];
+    let object = read.object.as_str();
+    if read.described != read.resource {
+        labels.push((WORKLOAD_TYPE, workload_type(read.resource)));
+        labels.push((WORKLOAD_NAME, object));
+        return labels;
+    }
+    let name = match read.resource {
+        Resource::DaemonSets => "kubernetes.daemonSet.name",
+        Resource::Deployments => "kubernetes.deployment.name",
+        Resource::Jobs => "kubernetes.job.name",
+        Resource::Namespaces => return labels,
+        Resource::Pods => "kubernetes.pod.name",
+        Resource::ReplicaSets => "kubernetes.replicaSet.name",
+        Resource::Services => "kubernetes.service.name",
+        Resource::StatefulSets => "kubernetes.statefulSet.name",
+    };
+    labels.push((name, object));
+    labels
+}
+
+fn workload_type(resource: Resource) -> &'static str {
+    match resource {
+        Resource::DaemonSets => "daemonset",
+        Resource::Deployments => "deployment",
+        Resource::Jobs => "job",
+        Resource::ReplicaSets => "replicaset",
+        Resource::StatefulSets => "statefulset",
+        Resource::Namespaces | Resource::Pods | Resource::Services => "",
+    }
+}
+
+fn object(read: &Read) -> String {
+    match read.resource {
+        Resource::Namespaces => format!("namespace {}", read.object),
+        other => format!("{} {}/{}", other.kind().0, read.namespace, read.object),
+    }
+}
+
+fn unknown_object(read: &Read) -> Error {
+    Error::new(
+        Reason::NoData,
+        format!(
+            "Sysdig has no sample of {} for {} in the last {WINDOW} s, and none of its containers: is CLUSTER_NAME the name \
+             that Sysdig shows, does the token's team see this namespace, does the agent run?",
+            read.metric,
+            object(read)
+        ),
+    )
+}
+
+fn check_age(read: &Read, row: &Row, now: u64, max_age: Duration) -> Result<(), Error> {
+    let age = now.saturating_sub(row.end);
+    if age <= max_age.as_secs() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Reason::TooOld,
+        format!(
+            "the newest sample of {} for {} is {age} s old, more than MAX_AGE ({} s)",
+            read.metric,
+            object(read),
+            max_age.as_secs()
+        ),
+    ))
+}
+
+fn unfit(read: &Read, mistake: QuantityError) -> Error {
+    let reason = match mistake {
+        QuantityError::NotFinite | QuantityError::NotANumber => Reason::NotFinite,
+        QuantityError::OutOfRange => Reason::OutOfRange,
+    };
+    Error::new(reason, format!("the value of {} for {} {mistake}", read.metric, object(read)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::{Route, route};
+
+    fn read_of(rest: &str) -> Read {
+        let target = format!("/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/{rest}");
+        let Ok(Route::Read(read)) = route("GET", &target) else { panic!("{target}") };
+        *read
+    }
+
+    #[test]
+    fn objects_are_named_by_sysdigs_labels() {
+        let table: [(&str, &[Label<'_>]); 10] = [
+            ("pods/p/m", &[("kubernetes.pod.name", "p")]),
+            ("services/s/m", &[("kubernetes.service.name", "s")]),
+            ("deployments.apps/d/m", &[("kubernetes.deployment.name", "d")]),
+            ("statefulsets.apps/d/m", &[("kubernetes.statefulSet.name", "d")]),
+            ("daemonsets.apps/d/m", &[("kubernetes.daemonSet.name", "d")]),
+            ("replicasets.apps/d/m", &[("kubernetes.replicaSet.name", "d")]),
+            ("jobs.batch/d/m", &[("kubernetes.job.name", "d")]),
+            ("metrics/m", &[]),
+            ("services/deployment;kuard/m", &[(WORKLOAD_TYPE, "deployment"), (WORKLOAD_NAME, "kuard")]),
+            ("services/statefulset;db/m", &[(WORKLOAD_TYPE, "statefulset"), (WORKLOAD_NAME, "db")]),
+        ];
+        for (rest, expected) in table {
+            let read = read_of(rest);
+            let found = labels(&read);
+            assert_eq!(found.first(), Some(&(NAMESPACE, "default")));
+            assert_eq!(&found[1..], expected, "{rest}");
+        }
+    }
+
+    #[test]
+    fn a_value_is_served_up_to_its_age_and_no_longer() {
+        let read = read_of("services/s/m");
+        let row = Row { end: 1000, value: None };
+        for (now, fresh) in [(1000, true), (990, true), (1120, true), (1121, false)] {
+            assert_eq!(check_age(&read, &row, now, Duration::from_secs(120)).is_ok(), fresh, "{now}");
+        }
+    }
+}

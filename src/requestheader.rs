@@ -1,0 +1,199 @@
+//! Which client certificates speak for users: the request header configuration of the API server.
+//!
+//! The aggregator proves itself with a client certificate and names the user in headers. Whose
+//! certificate counts stands in ConfigMap kube-system/extension-apiserver-authentication.
+//! Source: <https://kubernetes.io/docs/tasks/extend-kubernetes/configure-aggregation-layer/>.
+
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+
+use crate::der::common_name;
+use crate::head::IdentityHeaders;
+use crate::tls::certificates;
+
+/// The configuration as it stands in the ConfigMap.
+#[derive(Debug)]
+pub struct RequestHeader {
+    anchors: Vec<TrustAnchor<'static>>,
+    allowed_names: Vec<String>,
+    /// Under which names the identity arrives.
+    pub headers: IdentityHeaders,
+}
+
+impl RequestHeader {
+    /// Understands the ConfigMap, given as a JSON object.
+    ///
+    /// # Errors
+    /// Names the key that is missing or wrong.
+    pub fn parse(config_map: &serde_json::Value) -> Result<Self, String> {
+        let text = |key: &str| config_map.pointer(&format!("/data/{key}")).and_then(|value| value.as_str());
+        let list = |key: &str| -> Result<Vec<String>, String> {
+            match text(key) {
+                None | Some("") => Ok(Vec::new()),
+                Some(json) => serde_json::from_str(json).map_err(|_| format!("{key} is not a JSON array of strings")),
+            }
+        };
+        let names = |key: &str| list(key).map(|names| names.iter().map(|name| name.to_ascii_lowercase()).collect());
+        let headers = IdentityHeaders {
+            username: names("requestheader-username-headers")?,
+            group: names("requestheader-group-headers")?,
+            uid: names("requestheader-uid-headers")?,
+            extra_prefix: names("requestheader-extra-headers-prefix")?,
+        };
+        if headers.username.is_empty() {
+            return Err("requestheader-username-headers is missing: is the aggregation layer configured?".to_owned());
+        }
+        let pem = text("requestheader-client-ca-file")
+            .ok_or("requestheader-client-ca-file is missing: is the aggregation layer configured?")?;
+        let anchors = certificates(pem.as_bytes())
+            .and_then(|list| {
+                list.iter().map(anchor).collect::<Option<Vec<_>>>().ok_or_else(|| "a broken certificate".to_owned())
+            })
+            .map_err(|mistake| format!("requestheader-client-ca-file holds {mistake}"))?;
+        Ok(Self { anchors, allowed_names: list("requestheader-allowed-names")?, headers })
+    }
+
+    /// Whether a client certificate chain, leaf first, may name users at the time `now`.
+    ///
+    /// # Errors
+    /// Why not, for the log.
+    pub fn judge(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), String> {
+        let (leaf, intermediates) = chain.split_first().ok_or("no client certificate")?;
+        let leaf = EndEntityCert::try_from(leaf).map_err(|error| format!("client certificate: {error}"))?;
+        leaf.verify_for_usage(
+            webpki::ALL_VERIFICATION_ALGS,
+            &self.anchors,
+            intermediates,
+            now,
+            KeyUsage::client_auth(),
+            None,
+            None,
+        )
+        .map_err(|error| format!("client certificate: {error}"))?;
+        if self.allowed_names.is_empty() {
+            return Ok(());
+        }
+        match common_name(leaf.subject()) {
+            Some(name) if self.allowed_names.contains(&name) => Ok(()),
+            name => Err(format!("client certificate: common name {name:?} is not in requestheader-allowed-names")),
+        }
+    }
+}
+
+fn anchor(certificate: &CertificateDer<'_>) -> Option<TrustAnchor<'static>> {
+    anchor_from_trusted_cert(certificate).ok().map(|anchor| anchor.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+    use serde_json::json;
+
+    use super::*;
+    use crate::tls::pem;
+
+    struct Ca(Issuer<'static, KeyPair>, String);
+
+    fn ca() -> Ca {
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let text = pem("CERTIFICATE", params.self_signed(&key).unwrap().der());
+        Ca(Issuer::new(params, key), text)
+    }
+
+    impl Ca {
+        fn leaf(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> CertificateDer<'static> {
+            let mut params = CertificateParams::new(vec![]).unwrap();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.extended_key_usages = vec![usage];
+            params.signed_by(&KeyPair::generate().unwrap(), &self.0).unwrap().der().clone()
+        }
+    }
+
+    fn config_map(pem: &str, names: &str) -> serde_json::Value {
+        json!({ "data": {
+            "requestheader-client-ca-file": pem,
+            "requestheader-allowed-names": names,
+            "requestheader-username-headers": "[\"X-Remote-User\"]",
+            "requestheader-group-headers": "[\"X-Remote-Group\"]",
+            "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
+        }})
+    }
+
+    #[test]
+    fn only_the_configured_names_of_the_configured_authorities_speak_for_users() {
+        let (ours, other) = (ca(), ca());
+        let both = format!("{}{}", other.1, ours.1);
+        let client = || ExtendedKeyUsagePurpose::ClientAuth;
+        let table = [
+            ("right", &ours.1, r#"["a","front-proxy-client"]"#, ours.leaf("front-proxy-client", client()), true),
+            ("any name", &ours.1, "[]", ours.leaf("whoever", client()), true),
+            ("no list", &ours.1, "", ours.leaf("whoever", client()), true),
+            ("two authorities", &both, r#"["front-proxy-client"]"#, ours.leaf("front-proxy-client", client()), true),
+            ("wrong name", &ours.1, r#"["front-proxy-client"]"#, ours.leaf("joe", client()), false),
+            (
+                "rogue authority",
+                &ours.1,
+                r#"["front-proxy-client"]"#,
+                other.leaf("front-proxy-client", client()),
+                false,
+            ),
+            (
+                "server certificate",
+                &ours.1,
+                "[]",
+                ours.leaf("front-proxy-client", ExtendedKeyUsagePurpose::ServerAuth),
+                false,
+            ),
+        ];
+        for (case, pem, names, leaf, allowed) in table {
+            let config = RequestHeader::parse(&config_map(pem, names)).unwrap();
+            assert_eq!(config.judge(&[leaf], UnixTime::now()).is_ok(), allowed, "{case}");
+        }
+        let config = RequestHeader::parse(&config_map(&ours.1, "[]")).unwrap();
+        assert!(config.judge(&[], UnixTime::now()).is_err());
+        assert!(config.judge(&[CertificateDer::from(vec![0x30, 0])], UnixTime::now()).is_err());
+    }
+
+    #[test]
+    fn a_certificate_counts_while_it_is_valid_only() {
+        let ours = ca();
+        let config = RequestHeader::parse(&config_map(&ours.1, "[]")).unwrap();
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2020, 1, 2);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let leaf = params.signed_by(&KeyPair::generate().unwrap(), &ours.0).unwrap().der().clone();
+        let at = |seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+        let day = 1_577_836_800;
+        for (now, valid) in [(day - 1, false), (day + 3600, true), (day + 86_401, false)] {
+            assert_eq!(config.judge(std::slice::from_ref(&leaf), at(now)).is_ok(), valid, "{now}");
+        }
+    }
+
+    #[test]
+    fn a_broken_config_map_is_refused_by_key() {
+        let good = ca().1;
+        let table = [
+            (json!({}), "requestheader-username-headers"),
+            (
+                json!({ "data": { "requestheader-username-headers": "X-Remote-User" } }),
+                "requestheader-username-headers",
+            ),
+            (json!({ "data": { "requestheader-username-headers": "[\"u\"]" } }), "requestheader-client-ca-file"),
+            (config_map("", "[]"), "requestheader-client-ca-file"),
+            (config_map("not pem", "[]"), "requestheader-client-ca-file"),
+            (
+                config_map("-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n", "[]"),
+                "requestheader-client-ca-file",
+            ),
+            (config_map(&good, "[1]"), "requestheader-allowed-names"),
+            (config_map(&good, "{}"), "requestheader-allowed-names"),
+        ];
+        for (config_map, key) in table {
+            let mistake = RequestHeader::parse(&config_map).map(|_| ()).unwrap_err();
+            assert!(mistake.contains(key), "{mistake}");
+        }
+    }
+}

@@ -1,0 +1,521 @@
+//! From a request line to a typed [`Route`]: pure, one match, nothing half understood.
+//!
+//! Paths are those of the custom metrics API,
+//! <https://github.com/kubernetes/metrics/blob/master/pkg/apis/custom_metrics/v1beta2/types.go>,
+//! and of a Kubernetes API server's discovery and health.
+
+use crate::error::{Error, Reason, quoted};
+
+/// The API group served.
+pub const GROUP: &str = "custom.metrics.k8s.io";
+const LONGEST_TARGET: usize = 8 * 1024;
+const LONGEST_METRIC: usize = 253;
+
+/// A version of the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApiVersion {
+    /// `v1beta1`, what the walk-through and older autoscalers use.
+    V1Beta1,
+    /// `v1beta2`, what current autoscalers prefer.
+    V1Beta2,
+}
+
+/// A Kubernetes resource whose metrics can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Resource {
+    /// `daemonsets.apps`
+    DaemonSets,
+    /// `deployments.apps`
+    Deployments,
+    /// `jobs.batch`
+    Jobs,
+    /// `namespaces`, asked for as `namespaces/NAME/metrics/METRIC`
+    Namespaces,
+    /// `pods`
+    Pods,
+    /// `replicasets.apps`
+    ReplicaSets,
+    /// `services`
+    Services,
+    /// `statefulsets.apps`
+    StatefulSets,
+}
+
+/// The question of one metric of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Read {
+    /// The version to answer in.
+    pub version: ApiVersion,
+    /// The object's namespace; for a namespace its own name.
+    pub namespace: String,
+    /// The resource to name in the answer.
+    pub described: Resource,
+    /// The name to give back, as asked: `kuard` or `deployment;kuard`.
+    pub name: String,
+    /// The resource that is measured: for `services/deployment;kuard` the Deployment.
+    pub resource: Resource,
+    /// The measured object's name.
+    pub object: String,
+    /// The metric's id in Sysdig.
+    pub metric: String,
+    /// The path asked for, without the query, for `selfLink`.
+    pub path: String,
+}
+
+/// Which health question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// `/healthz`, the old name of `/livez`.
+    Health,
+    /// `/livez`: the process works.
+    Live,
+    /// `/readyz`: it can be sent requests.
+    Ready,
+}
+
+/// What a request asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// `/apis`: the groups, plain or aggregated.
+    Apis,
+    /// `/apis/custom.metrics.k8s.io`
+    Group,
+    /// `/healthz`, `/livez`, `/readyz`; true with `?verbose`
+    Health(Probe, bool),
+    /// `/openapi/v2`
+    OpenApiV2,
+    /// `/openapi/v3/apis/custom.metrics.k8s.io/VERSION`
+    OpenApiV3(ApiVersion),
+    /// `/openapi/v3`
+    OpenApiV3Index,
+    /// A metric.
+    Read(Box<Read>),
+    /// `/apis/custom.metrics.k8s.io/VERSION`
+    Resources(ApiVersion),
+    /// `/`
+    Root,
+    /// `/version`
+    Version,
+}
+
+impl ApiVersion {
+    /// As it stands in paths.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V1Beta1 => "v1beta1",
+            Self::V1Beta2 => "v1beta2",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        [Self::V1Beta1, Self::V1Beta2].into_iter().find(|version| version.name() == text)
+    }
+}
+
+impl Resource {
+    /// All of them, in alphabetical order.
+    pub const ALL: [Self; 8] = [
+        Self::DaemonSets,
+        Self::Deployments,
+        Self::Jobs,
+        Self::Namespaces,
+        Self::Pods,
+        Self::ReplicaSets,
+        Self::Services,
+        Self::StatefulSets,
+    ];
+
+    /// The plural name and the API group, empty for the core group.
+    pub fn plural(self) -> (&'static str, &'static str) {
+        match self {
+            Self::DaemonSets => ("daemonsets", "apps"),
+            Self::Deployments => ("deployments", "apps"),
+            Self::Jobs => ("jobs", "batch"),
+            Self::Namespaces => ("namespaces", ""),
+            Self::Pods => ("pods", ""),
+            Self::ReplicaSets => ("replicasets", "apps"),
+            Self::Services => ("services", ""),
+            Self::StatefulSets => ("statefulsets", "apps"),
+        }
+    }
+
+    /// `kind` and `apiVersion` of an object.
+    pub fn kind(self) -> (&'static str, &'static str) {
+        match self {
+            Self::DaemonSets => ("DaemonSet", "apps/v1"),
+            Self::Deployments => ("Deployment", "apps/v1"),
+            Self::Jobs => ("Job", "batch/v1"),
+            Self::Namespaces => ("Namespace", "v1"),
+            Self::Pods => ("Pod", "v1"),
+            Self::ReplicaSets => ("ReplicaSet", "apps/v1"),
+            Self::Services => ("Service", "v1"),
+            Self::StatefulSets => ("StatefulSet", "apps/v1"),
+        }
+    }
+
+    /// `pods`, `deployments` or `deployments.apps`; old groups of the same objects count as the same.
+    fn parse(text: &str) -> Option<Self> {
+        let (plural, group) = text.split_once('.').unwrap_or((text, ""));
+        let resource = Self::ALL.into_iter().find(|resource| resource.plural().0 == plural)?;
+        let own = resource.plural().1;
+        let known = text == plural || (!own.is_empty() && (group == own || (group == "extensions" && own == "apps")));
+        known.then_some(resource)
+    }
+
+    /// The workload types of the old adapter's `services/TYPE;NAME`.
+    fn parse_workload(text: &str) -> Option<Self> {
+        [Self::DaemonSets, Self::Deployments, Self::Jobs, Self::ReplicaSets, Self::StatefulSets]
+            .into_iter()
+            .find(|resource| resource.kind().0.eq_ignore_ascii_case(text))
+    }
+}
+
+/// Understands a request line. Errors name what is wrong and what is served.
+pub fn route(method: &str, target: &str) -> Result<Route, Error> {
+    if target.len() > LONGEST_TARGET {
+        return Err(invalid(format!("the path and query are longer than {LONGEST_TARGET} bytes")));
+    }
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let segments = segments(path)?;
+    let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let query = Query::parse(query)?;
+    let route = match parts.as_slice() {
+        [] => Route::Root,
+        ["apis"] => Route::Apis,
+        ["apis", GROUP] => Route::Group,
+        ["apis", GROUP, version] => Route::Resources(known_version(version, path)?),
+        ["apis", GROUP, version, rest @ ..] => {
+            Route::Read(Box::new(read(known_version(version, path)?, rest, &query, path)?))
+        }
+        ["healthz"] => Route::Health(Probe::Health, query.has("verbose")),
+        ["livez"] => Route::Health(Probe::Live, query.has("verbose")),
+        ["readyz"] => Route::Health(Probe::Ready, query.has("verbose")),
+        ["openapi", "v2"] => Route::OpenApiV2,
+        ["openapi", "v3"] => Route::OpenApiV3Index,
+        ["openapi", "v3", "apis", GROUP, version] => Route::OpenApiV3(known_version(version, path)?),
+        ["version"] => Route::Version,
+        _ => return Err(not_found(path)),
+    };
+    if method != "GET" {
+        return Err(Error::new(
+            Reason::MethodNotAllowed,
+            format!("{} is not allowed: metrics are read-only, use GET", quoted(method)),
+        ));
+    }
+    Ok(route)
+}
+
+fn read(version: ApiVersion, rest: &[&str], query: &Query, path: &str) -> Result<Read, Error> {
+    let (namespace, described, name, metric) = match rest {
+        ["namespaces", namespace, "metrics", metric] => (*namespace, Resource::Namespaces, *namespace, *metric),
+        ["namespaces", namespace, resource, name, metric] => (*namespace, known_resource(resource)?, *name, *metric),
+        ["namespaces", _] | ["namespaces", _, _, _] => return Err(not_found(path)),
+        _ => {
+            return Err(invalid(
+                "a metric is read at namespaces/NAMESPACE/RESOURCE/NAME/METRIC or namespaces/NAMESPACE/metrics/METRIC",
+            ));
+        }
+    };
+    query.check_read(name)?;
+    check_name("namespace", namespace, 63)?;
+    check_metric(metric)?;
+    let (resource, object) = match name.split_once(';') {
+        Some((workload, object)) if described == Resource::Services => {
+            let resource = Resource::parse_workload(workload).ok_or_else(|| {
+                invalid(format!(
+                    "{} is no workload type: services/TYPE;NAME takes deployment, statefulset, daemonset, replicaset or job",
+                    quoted(workload)
+                ))
+            })?;
+            (resource, object)
+        }
+        _ => (described, name),
+    };
+    check_name("name", object, 253)?;
+    Ok(Read {
+        version,
+        namespace: namespace.to_owned(),
+        described,
+        name: name.to_owned(),
+        resource,
+        object: object.to_owned(),
+        metric: metric.to_owned(),
+        path: path.to_owned(),
+    })
+}
+
+fn known_version(text: &str, path: &str) -> Result<ApiVersion, Error> {
+    ApiVersion::parse(text).ok_or_else(|| not_found(path))
+}
+
+fn known_resource(text: &str) -> Result<Resource, Error> {
+    match Resource::parse(text) {
+        Some(Resource::Namespaces) => {
+            Err(invalid("metrics of a namespace are read at namespaces/NAMESPACE/metrics/METRIC"))
+        }
+        Some(resource) => Ok(resource),
+        None => Err(Error::new(
+            Reason::NotFound,
+            format!(
+                "no metrics are served for resource {}: use pods, services, deployments.apps, statefulsets.apps, \
+                 daemonsets.apps, replicasets.apps or jobs.batch",
+                quoted(text)
+            ),
+        )),
+    }
+}
+
+/// Kubernetes names hold lower-case letters, digits, `-` and `.`; nothing else can name an object,
+/// and nothing else reaches a Sysdig filter.
+fn check_name(what: &str, text: &str, longest: usize) -> Result<(), Error> {
+    let fits = !text.is_empty()
+        && text.len() <= longest
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.');
+    if fits { Ok(()) } else { Err(invalid(format!("{} is not a Kubernetes {what}", quoted(text)))) }
+}
+
+fn check_metric(text: &str) -> Result<(), Error> {
+    let fits = !text.is_empty()
+        && text.len() <= LONGEST_METRIC
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:-".contains(&b));
+    if fits {
+        Ok(())
+    } else {
+        Err(invalid(format!(
+            "{} is not a metric id: letters, digits, and _ . : - only, such as net.http.request.count",
+            quoted(text)
+        )))
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(Reason::InvalidRequest, message)
+}
+
+fn not_found(path: &str) -> Error {
+    Error::new(Reason::NotFound, format!("nothing is served at {}; / lists what is", quoted(path)))
+}
+
+/// The decoded segments of a path. One trailing slash is no segment.
+fn segments(path: &str) -> Result<Vec<String>, Error> {
+    let path = path.strip_prefix('/').ok_or_else(|| invalid("the path does not start with /"))?;
+    if path.is_empty() {
+        return Ok(Vec::new());
+    }
+    let path = path.strip_suffix('/').unwrap_or(path);
+    path.split('/')
+        .map(|segment| {
+            let text = percent_decode(segment, false)
+                .ok_or_else(|| invalid(format!("{} is not valid percent-encoding", quoted(segment))))?;
+            match text.as_str() {
+                "" => Err(invalid("the path holds an empty segment")),
+                "." | ".." => Err(invalid("the path holds . or .. segments")),
+                _ if text.chars().any(|c| c == '/' || c.is_control()) => {
+                    Err(invalid(format!("the path holds a character that cannot be in a name: {}", quoted(&text))))
+                }
+                _ => Ok(text),
+            }
+        })
+        .collect()
+}
+
+/// Decodes `%2A`, and `+` as a blank where `form` says so. None if an escape is broken or the
+/// result is not UTF-8.
+pub fn percent_decode(text: &str, form: bool) -> Option<String> {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let digit = |byte: Option<u8>| byte.and_then(|b| char::from(b).to_digit(16));
+                let (high, low) = (digit(bytes.next())?, digit(bytes.next())?);
+                u8::try_from(high * 16 + low).ok()?
+            }
+            b'+' if form => b' ',
+            other => other,
+        });
+    }
+    String::from_utf8(decoded).ok()
+}
+
+/// The decoded parameters of a query, in order.
+struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn parse(text: &str) -> Result<Self, Error> {
+        text.split('&')
+            .filter(|pair| !pair.is_empty())
+            .map(|pair| {
+                let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+                match (percent_decode(key, true), percent_decode(value, true)) {
+                    (Some(key), Some(value)) => Ok((key, value)),
+                    _ => Err(invalid(format!("{} in the query is not valid percent-encoding", quoted(pair)))),
+                }
+            })
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.0.iter().any(|(name, _)| name == key)
+    }
+
+    fn non_empty(&self, key: &str) -> bool {
+        self.0.iter().any(|(name, value)| name == key && !value.trim().is_empty())
+    }
+
+    /// What a read cannot honour is refused: an ignored selector would be another number than asked for.
+    fn check_read(&self, name: &str) -> Result<(), Error> {
+        if self.0.iter().any(|(key, value)| key == "watch" && value != "false" && value != "0") {
+            return Err(invalid("metrics cannot be watched"));
+        }
+        if name == "*" || self.non_empty("labelSelector") {
+            return Err(invalid(
+                "objects are read by name in this version: * and labelSelector (metrics of type Pods) are not served",
+            ));
+        }
+        if self.non_empty("metricLabelSelector") {
+            return Err(invalid(
+                "metricLabelSelector (metric.selector in the HPA) is not served in this version: remove the selector",
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_of(target: &str) -> Result<Read, Error> {
+        match route("GET", target)? {
+            Route::Read(read) => Ok(*read),
+            other => panic!("{target} is {other:?}"),
+        }
+    }
+
+    #[test]
+    fn documents_have_their_paths() {
+        let table = [
+            ("/", Route::Root),
+            ("/apis", Route::Apis),
+            ("/apis/", Route::Apis),
+            ("/apis/custom.metrics.k8s.io", Route::Group),
+            ("/apis/custom.metrics.k8s.io/v1beta1", Route::Resources(ApiVersion::V1Beta1)),
+            ("/apis/custom.metrics.k8s.io/v1beta2/", Route::Resources(ApiVersion::V1Beta2)),
+            ("/healthz", Route::Health(Probe::Health, false)),
+            ("/livez?verbose", Route::Health(Probe::Live, true)),
+            ("/readyz?verbose=true", Route::Health(Probe::Ready, true)),
+            ("/openapi/v2", Route::OpenApiV2),
+            ("/openapi/v3", Route::OpenApiV3Index),
+            ("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1?hash=0", Route::OpenApiV3(ApiVersion::V1Beta1)),
+            ("/version", Route::Version),
+        ];
+        for (target, expected) in table {
+            assert_eq!(route("GET", target), Ok(expected), "{target}");
+        }
+    }
+
+    #[test]
+    fn a_metric_is_named_by_namespace_resource_object_and_id() {
+        let table = [
+            ("services/kuard", Resource::Services, Resource::Services, "kuard"),
+            ("services/deployment;kuard", Resource::Services, Resource::Deployments, "kuard"),
+            ("services/statefulset%3Bdb", Resource::Services, Resource::StatefulSets, "db"),
+            ("services/Deployment;kuard", Resource::Services, Resource::Deployments, "kuard"),
+            ("pods/kuard-1", Resource::Pods, Resource::Pods, "kuard-1"),
+            ("deployments/kuard", Resource::Deployments, Resource::Deployments, "kuard"),
+            ("deployments.apps/kuard", Resource::Deployments, Resource::Deployments, "kuard"),
+            ("deployments.extensions/kuard", Resource::Deployments, Resource::Deployments, "kuard"),
+            ("statefulsets.apps/db", Resource::StatefulSets, Resource::StatefulSets, "db"),
+            ("daemonsets.apps/d", Resource::DaemonSets, Resource::DaemonSets, "d"),
+            ("replicasets.apps/r", Resource::ReplicaSets, Resource::ReplicaSets, "r"),
+            ("jobs.batch/j", Resource::Jobs, Resource::Jobs, "j"),
+            ("jobs/j", Resource::Jobs, Resource::Jobs, "j"),
+        ];
+        for (middle, described, resource, object) in table {
+            let target =
+                format!("/apis/custom.metrics.k8s.io/v1beta1/namespaces/default/{middle}/net.http.request.count");
+            let read = read_of(&target).unwrap();
+            assert_eq!(
+                (read.described, read.resource, read.object.as_str()),
+                (described, resource, object),
+                "{target}"
+            );
+            assert_eq!(read.name, middle.split_once('/').unwrap().1.replace("%3B", ";"));
+            assert_eq!((read.namespace.as_str(), read.metric.as_str()), ("default", "net.http.request.count"));
+            assert_eq!(read.path, target);
+        }
+        let read = read_of("/apis/custom.metrics.k8s.io/v1beta2/namespaces/shop/metrics/cpu.used.percent").unwrap();
+        assert_eq!(
+            (read.resource, read.object.as_str(), read.namespace.as_str()),
+            (Resource::Namespaces, "shop", "shop")
+        );
+    }
+
+    #[test]
+    fn what_is_not_served_is_refused_with_its_name() {
+        let base = "/apis/custom.metrics.k8s.io/v1beta2/namespaces";
+        let table = [
+            ("/nope".to_owned(), Reason::NotFound),
+            ("/apis/nope.k8s.io".to_owned(), Reason::NotFound),
+            ("/apis/custom.metrics.k8s.io/v9".to_owned(), Reason::NotFound),
+            (format!("{base}/default"), Reason::NotFound),
+            (format!("{base}/default/services"), Reason::InvalidRequest),
+            (format!("{base}/default/services/kuard"), Reason::NotFound),
+            (format!("{base}/default/widgets/kuard/m"), Reason::NotFound),
+            (format!("{base}/default/services.apps/kuard/m"), Reason::NotFound),
+            (format!("{base}/default/namespaces/default/m"), Reason::InvalidRequest),
+            (format!("{base}/default/services/kuard/m/more"), Reason::InvalidRequest),
+            (format!("{base}/default/services/pod;kuard/m"), Reason::InvalidRequest),
+            (format!("{base}/default/pods/deployment;kuard/m"), Reason::InvalidRequest),
+            (format!("{base}/default/services/deployment;/m"), Reason::InvalidRequest),
+            (format!("{base}/default/services/Kuard/m"), Reason::InvalidRequest),
+            (format!("{base}/default/services/a'b/m"), Reason::InvalidRequest),
+            (format!("{base}/default/services/kuard/a%22b"), Reason::InvalidRequest),
+            (format!("{base}/default/services/kuard/sum(up)"), Reason::InvalidRequest),
+            (format!("{base}/default/services/kuard/%00"), Reason::InvalidRequest),
+            (format!("{base}/default/services/kuard/%zz"), Reason::InvalidRequest),
+            (format!("{base}/default/services/kuard/%ff"), Reason::InvalidRequest),
+            (format!("{base}/default/services/kuard/%2"), Reason::InvalidRequest),
+            (format!("{base}/default/services/ku%2Fard/m"), Reason::InvalidRequest),
+            (format!("{base}/default/services/../m"), Reason::InvalidRequest),
+            (format!("{base}/default/services/%2e%2e/m"), Reason::InvalidRequest),
+            (format!("{base}//services/kuard/m"), Reason::InvalidRequest),
+            (format!("{base}/default/services/kuard/m?watch=true"), Reason::InvalidRequest),
+            (format!("{base}/default/services/kuard/m?a=%zz"), Reason::InvalidRequest),
+            (format!("{base}/default/pods/%2A/m?labelSelector=app%3Dkuard"), Reason::InvalidRequest),
+            (format!("{base}/default/pods/kuard/m?labelSelector=app%3Dkuard"), Reason::InvalidRequest),
+            (format!("{base}/default/pods/kuard/m?metricLabelSelector=a%3Db"), Reason::InvalidRequest),
+            (format!("{base}/{}/services/kuard/m", "n".repeat(64)), Reason::InvalidRequest),
+            (format!("{base}/default/services/kuard/{}", "m".repeat(254)), Reason::InvalidRequest),
+            (format!("/{}", "a".repeat(100_000)), Reason::InvalidRequest),
+            ("//".to_owned(), Reason::InvalidRequest),
+            ("nope".to_owned(), Reason::InvalidRequest),
+            ("*".to_owned(), Reason::InvalidRequest),
+        ];
+        for (target, reason) in table {
+            let error = route("GET", &target).expect_err(&target);
+            assert_eq!(error.reason, reason, "{target}: {}", error.message);
+            assert!(error.message.len() < 500, "{target}");
+        }
+    }
+
+    #[test]
+    fn only_get_is_allowed_and_unknown_paths_stay_unknown() {
+        for method in ["POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "get"] {
+            assert_eq!(route(method, "/apis").expect_err(method).reason, Reason::MethodNotAllowed);
+            assert_eq!(route(method, "/nope").expect_err(method).reason, Reason::NotFound);
+        }
+    }
+
+    #[test]
+    fn parameters_without_meaning_here_do_no_harm() {
+        let target = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/services/kuard/m";
+        for query in
+            ["pretty=true", "timeout=32s", "limit=500", "watch=false", "metricLabelSelector=", "labelSelector=", "&&"]
+        {
+            assert!(read_of(&format!("{target}?{query}")).is_ok(), "{query}");
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The life of the process: settings, start, work, drain, end.
+
+use std::fs::{self, DirBuilder};
+use std::io::{self, ErrorKind, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+use crate::changes::Changes;
+use crate::config::Config;
+use crate::connections::Connections;
+use crate::door::Door;
+use crate::error::{Error, Reason};
+use crate::handler::{Class, Handler};
+use crate::kube::Kube;
+use crate::readings::Readings;
+use crate::server;
+use crate::sysdig::Sysdig;
+use crate::timestamp::rfc3339;
+use crate::tls::{Serving, read_certified_key, self_signed, server_config};
+use crate::trust::Trust;
+
+const PORT: u16 = 10250;
+/// Kubernetes goes on sending requests to an ending pod until every node knows that it ends.
+const GRACE: Duration = Duration::from_secs(5);
+/// For answers under way; together with [`GRACE`] well within the 30 s that Kubernetes gives.
+const PATIENCE: Duration = Duration::from_secs(15);
+const TICK: Duration = Duration::from_millis(50);
+const CERTIFICATE_PERIOD: Duration = Duration::from_secs(10);
+const CATALOGUE_PERIOD: Duration = Duration::from_secs(600);
+const CATALOGUE_RETRY: Duration = Duration::from_secs(30);
+/// A request under way holds up to this many descriptors: the connection, the door's side of the
+/// inner connection, and two of tiny_http's.
+const DESCRIPTORS: usize = 4;
+const SPARE_DESCRIPTORS: usize = 64;
+const MOST_CONNECTIONS: usize = 512;
+
+/// Runs the adapter with the settings of the environment until it is told to end. 2 means that a
+/// setting is wrong, 1 that the start failed.
+pub fn run() -> ExitCode {
+    start_log();
+    let config = match Config::read(variable) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            mistakes.iter().for_each(|mistake| log::error!("{mistake}"));
+            return ExitCode::from(2);
+        }
+    };
+    let sysdig = match Sysdig::new(&config) {
+        Ok(sysdig) => sysdig,
+        Err(mistake) => {
+            log::error!("{mistake}");
+            return ExitCode::from(2);
+        }
+    };
+    match work(&config, sysdig) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(mistake) => {
+            log::error!("{mistake}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn variable(name: &str) -> Option<Result<String, String>> {
+    std::env::var_os(name).map(|value| value.into_string().map_err(|_| "is not UTF-8".to_owned()))
+}
+
+/// Lines as `2019-07-07T15:55:27Z INFO text`; control characters are escaped, so that nothing from
+/// outside can start a line of its own.
+fn start_log() {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
+        .format(|out, record| {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            let text: String = record.args().to_string().chars().flat_map(visible).collect();
+            writeln!(out, "{} {} {text}", rfc3339(now), record.level())
+        })
+        .init();
+}
+
+fn visible(c: char) -> impl Iterator<Item = char> {
+    let (escaped, plain) = if c.is_control() { (Some(c.escape_default()), None) } else { (None, Some(c)) };
+    escaped.into_iter().flatten().chain(plain)
+}
+
+fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
+    let ending = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // A second signal ends at once.
+        flag::register_conditional_shutdown(signal, 1, Arc::clone(&ending)).map_err(|error| error.to_string())?;
+        flag::register(signal, Arc::clone(&ending)).map_err(|error| error.to_string())?;
+    }
+    let kube = Arc::new(Kube::new(config));
+    let sysdig = Arc::new(sysdig);
+    let changes = Arc::new(Changes::default());
+    let trust = Arc::new(Trust::default());
+    let serving = serve_certificate(config, &kube)?;
+    let connections =
+        Arc::new(Connections::new(capacity(&fs::read_to_string("/proc/self/limits").unwrap_or_default())));
+    let readings = Readings::new(config, Arc::clone(&kube), Arc::clone(&sysdig), Arc::clone(&changes));
+    let handler = Handler::new(readings, Arc::clone(&trust), Arc::clone(&serving), Arc::clone(&connections));
+    let handler = Arc::new(handler);
+
+    let sockets = Sockets::create(config.socket_dir.as_deref()).map_err(|error| format!("SOCKET_DIR: {error}"))?;
+    let (front_proxy, direct) = (sockets.path("front-proxy"), sockets.path("direct"));
+    let classes = [(Class::FrontProxy, front_proxy.as_path()), (Class::Direct, direct.as_path())];
+    server::start(&handler, &classes, config.max_concurrent)?;
+    follow_trust(&trust, kube, &changes);
+    if sysdig.check_configured().is_err() {
+        log::warn!("reads are refused until this is mended: {}", configured(&sysdig));
+    }
+    follow_catalogue(handler, sysdig, changes);
+
+    let listener = listen(config.listen).map_err(|error| format!("LISTEN_ADDR: {error}"))?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    let tls = server_config(serving, config.tls13_only).map_err(|error| error.to_string())?;
+    let door = Arc::new(Door { connections: Arc::clone(&connections), tls, trust, front_proxy, direct });
+    log::info!("sysdig-metrics-adapter {} listening on {address}", env!("CARGO_PKG_VERSION"));
+    thread::spawn(move || door.serve(&listener));
+
+    while !ending.load(Ordering::Relaxed) {
+        thread::park_timeout(TICK);
+    }
+    log::info!("ending: not ready any more, answering for {} s", GRACE.as_secs());
+    connections.drain();
+    thread::sleep(GRACE);
+    if !connections.close_idle(PATIENCE) {
+        log::warn!("some requests are still being answered after {} s", PATIENCE.as_secs());
+    }
+    Ok(())
+}
+
+fn configured(sysdig: &Sysdig) -> String {
+    sysdig.check_configured().map_or_else(|error| error.message, |()| String::new())
+}
+
+/// The serving certificate: from the files, which are followed, or made here.
+fn serve_certificate(config: &Config, kube: &Kube) -> Result<Arc<Serving>, String> {
+    let serving = Arc::new(Serving::default());
+    let Some((chain, key)) = config.tls_files.clone() else {
+        serving.replace(self_signed(&config.service_name, &kube.own_namespace())?);
+        return Ok(serving);
+    };
+    let follower = Arc::clone(&serving);
+    let mut known = None;
+    let mut load = move || {
+        let now = (fs::read(&chain).ok(), fs::read(&key).ok());
+        if known.as_ref() == Some(&now) {
+            return;
+        }
+        match read_certified_key(&chain, &key) {
+            Ok(found) => {
+                follower.replace(found);
+                log::info!("serving certificate {} is in use", chain.display());
+            }
+            Err(mistake) => log::warn!("the serving certificate stays as it was: {mistake}"),
+        }
+        known = Some(now);
+    };
+    load();
+    thread::spawn(move || {
+        loop {
+            thread::sleep(CERTIFICATE_PERIOD);
+            load();
+        }
+    });
+    Ok(serving)
+}
+
+fn follow_trust(trust: &Arc<Trust>, kube: Arc<Kube>, changes: &Arc<Changes>) {
+    let (trust, changes) = (Arc::clone(trust), Arc::clone(changes));
+    thread::spawn(move || {
+        trust.follow(|| {
+            let found = kube.request_header();
+            changes.note("request header configuration", &found);
+            found.ok()
+        });
+    });
+}
+
+/// Keeps discovery's list up to date; nothing else depends on it.
+fn follow_catalogue(handler: Arc<Handler>, sysdig: Arc<Sysdig>, changes: Arc<Changes>) {
+    thread::spawn(move || {
+        loop {
+            let found = sysdig.catalogue();
+            if !matches!(found, Err(Error { reason: Reason::NotConfigured, .. })) {
+                changes.note("metric catalogue", &found);
+            }
+            thread::sleep(match found {
+                Ok(metrics) => {
+                    handler.list(&metrics);
+                    CATALOGUE_PERIOD
+                }
+                Err(_) => CATALOGUE_RETRY,
+            });
+        }
+    });
+}
+
+fn listen(address: Option<SocketAddr>) -> io::Result<TcpListener> {
+    match address {
+        Some(address) => TcpListener::bind(address),
+        None => TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).or_else(|error| match error.kind() {
+            ErrorKind::AddrInUse | ErrorKind::PermissionDenied => Err(error),
+            _ => TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)),
+        }),
+    }
+}
+
+/// How many connections fit below the limit of open files, as /proc/self/limits tells it.
+fn capacity(limits: &str) -> usize {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let soft: usize = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(usize::MAX);
+    (soft.saturating_sub(SPARE_DESCRIPTORS) / DESCRIPTORS).clamp(8, MOST_CONNECTIONS)
+}
+
+/// The directory of the inner sockets, which only this process may enter; removed at the end.
+struct Sockets(PathBuf);
+
+impl Sockets {
+    fn create(given: Option<&Path>) -> io::Result<Self> {
+        let mut builder = DirBuilder::new();
+        builder.mode(0o700);
+        if let Some(directory) = given {
+            builder.recursive(true).create(directory)?;
+            fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+            let sockets = Self(directory.to_owned());
+            for name in ["front-proxy", "direct"] {
+                match fs::remove_file(sockets.path(name)) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            return Ok(sockets);
+        }
+        let parent = std::env::temp_dir();
+        for attempt in 0..100 {
+            let directory = parent.join(format!("sysdig-metrics-adapter-{}-{attempt}", std::process::id()));
+            match builder.create(&directory) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", directory.display()))),
+                Ok(()) => return Ok(Self(directory)),
+            }
+        }
+        Err(io::Error::new(ErrorKind::AlreadyExists, format!("{} is full of leftovers", parent.display())))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        for name in ["front-proxy", "direct"] {
+            let _ = fs::remove_file(self.path(name));
+        }
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_connections_stays_below_the_limit_of_open_files() {
+        let limits =
+            |soft| format!("Limit  Soft Limit  Hard Limit  Units\nMax open files            {soft}   524288  files\n");
+        for (soft, expected) in [("1024", 240), ("1048576", 512), ("unlimited", 512), ("64", 8), ("", 512), ("256", 48)]
+        {
+            assert_eq!(capacity(&limits(soft)), expected, "{soft}");
+        }
+        assert_eq!(capacity(""), 512);
+    }
+
+    #[test]
+    fn control_characters_cannot_start_a_line() {
+        assert_eq!("a\nb\u{1b}é".chars().flat_map(visible).collect::<String>(), "a\\nb\\u{1b}é");
+    }
+
+    #[test]
+    fn sockets_lie_in_a_private_directory_that_goes_with_them() {
+        use std::os::unix::fs::PermissionsExt;
+        let sockets = Sockets::create(None).unwrap();
+        let directory = sockets.0.clone();
+        assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o777, 0o700);
+        fs::write(sockets.path("direct"), "").unwrap();
+        drop(sockets);
+        assert!(!directory.exists());
+        let given = Sockets::create(Some(&directory)).unwrap();
+        fs::write(given.path("direct"), "").unwrap();
+        let again = Sockets::create(Some(&directory)).unwrap();
+        assert!(!again.path("direct").exists(), "what a crash left behind is removed");
+    }
+}

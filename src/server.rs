@@ -1,0 +1,136 @@
+//! The inner servers: tiny_http workers that answer from memory, and a bounded pool for what must wait.
+//!
+//! A worker never waits for an upstream, so that health and discovery are answered at once whatever
+//! Sysdig does. What cannot be answered from memory goes to the slow pool with its request; when
+//! that is full, the answer is 429, at once.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tiny_http::{Header, Request, Server};
+
+use crate::api::Response;
+use crate::error::{Error, Reason};
+use crate::handler::{Answer, Asked, Class, Handler};
+use crate::route::Read;
+
+const WORKERS: usize = 2;
+/// What waits for longer than this has a caller who gave up.
+const PATIENCE: Duration = Duration::from_secs(10);
+const STACK: usize = 512 * 1024;
+
+/// Work that waits for Sysdig or the Kubernetes API.
+struct Job {
+    request: Request,
+    read: Read,
+    since: Instant,
+}
+
+/// Starts `threads` threads for what must wait, and the workers of both inner servers.
+///
+/// # Errors
+/// A socket or a thread cannot be had.
+pub fn start(handler: &Arc<Handler>, sockets: &[(Class, &Path)], threads: usize) -> Result<(), String> {
+    let (queue, jobs) = sync_channel(threads * 8);
+    let jobs = Arc::new(Mutex::new(jobs));
+    for _ in 0..threads {
+        let (handler, jobs) = (Arc::clone(handler), Arc::clone(&jobs));
+        spawn("slow", move || while work(&handler, &jobs).is_some() {})?;
+    }
+    for &(class, path) in sockets {
+        let server = Server::http_unix(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let server = Arc::new(server);
+        for _ in 0..WORKERS {
+            let (handler, server, queue) = (Arc::clone(handler), Arc::clone(&server), queue.clone());
+            spawn("worker", move || {
+                while let Ok(request) = server.recv() {
+                    dispatch(&handler, class, request, &queue);
+                }
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .stack_size(STACK)
+        .spawn(work)
+        .map(|_| ())
+        .map_err(|error| format!("no thread could be started: {error}"))
+}
+
+fn dispatch(handler: &Handler, class: Class, request: Request, queue: &SyncSender<Job>) {
+    let answer = guarded(|| handler.answer(&asked(class, &request)));
+    match answer {
+        Ok(Answer::Now(response)) => respond(request, response),
+        Ok(Answer::Slow(read)) => {
+            let refused = match queue.try_send(Job { request, read: *read, since: Instant::now() }) {
+                Ok(()) => return,
+                Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
+            };
+            respond(refused.request, overloaded().response());
+        }
+        Err(error) => respond(request, error.response()),
+    }
+}
+
+/// Does one job; None when there will be no more.
+fn work(handler: &Handler, jobs: &Mutex<Receiver<Job>>) -> Option<()> {
+    let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()?;
+    let response = if job.since.elapsed() > PATIENCE {
+        overloaded().response()
+    } else {
+        guarded(|| handler.read(&job.read)).unwrap_or_else(|error| error.response())
+    };
+    respond(job.request, response);
+    Some(())
+}
+
+/// A bug costs one answer, not a thread of a bounded pool.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
+        Error::new(Reason::Internal, "the adapter has a bug; please report it with its log (kubectl logs)")
+    })
+}
+
+fn overloaded() -> Error {
+    Error::new(Reason::Overloaded, "more metrics are being read than the adapter can wait for: ask again")
+        .retry_after(Some(1))
+}
+
+fn asked(class: Class, request: &Request) -> Asked {
+    let header = |name: &'static str| {
+        let found = request.headers().iter().find(|header| header.field.equiv(name));
+        found.map(|header| header.value.as_str().to_owned())
+    };
+    Asked {
+        class,
+        method: request.method().as_str().to_owned(),
+        target: request.url().to_owned(),
+        accept: header("Accept"),
+        if_none_match: header("If-None-Match"),
+        user: header("X-Remote-User"),
+    }
+}
+
+fn respond(request: Request, response: Response) {
+    let mut answer = tiny_http::Response::from_data(response.body)
+        .with_status_code(response.status)
+        .with_chunked_threshold(usize::MAX);
+    let common =
+        [("Content-Type", response.content_type.to_owned()), ("Cache-Control", "no-cache, private".to_owned())];
+    for (name, value) in common.into_iter().chain(response.headers) {
+        if let Ok(header) = Header::from_bytes(name, value) {
+            answer.add_header(header);
+        }
+    }
+    if let Err(error) = request.respond(answer) {
+        log::debug!("an answer could not be sent: {error}");
+    }
+}

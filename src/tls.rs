@@ -1,0 +1,222 @@
+//! TLS: the serving certificate, the client certificates asked for, and PEM in and out.
+
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme, version};
+
+/// The one implementation of cryptography in use.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+/// The certificates in a PEM bundle.
+///
+/// # Errors
+/// Says what is wrong with it; an empty bundle is wrong, too.
+pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| format!("broken PEM: {error}"))?;
+    for certificate in &found {
+        webpki::EndEntityCert::try_from(certificate).map_err(|error| format!("a broken certificate: {error}"))?;
+    }
+    if found.is_empty() { Err("no PEM certificate".to_owned()) } else { Ok(found) }
+}
+
+/// DER as PEM, <https://www.rfc-editor.org/rfc/rfc7468>.
+pub fn pem(label: &str, der: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = format!("-----BEGIN {label}-----\n");
+    for line in der.chunks(48) {
+        for group in line.chunks(3) {
+            let bits = group.iter().fold(0, |bits, byte| bits << 8 | usize::from(*byte)) << (8 * (3 - group.len()));
+            for at in 0..4 {
+                let digit = ALPHABET.get(bits >> (18 - 6 * at) & 63).filter(|_| at <= group.len());
+                text.push(digit.map_or('=', |byte| char::from(*byte)));
+            }
+        }
+        text.push('\n');
+    }
+    text + &format!("-----END {label}-----\n")
+}
+
+/// The serving certificate in use; can be replaced at any time.
+#[derive(Debug, Default)]
+pub struct Serving(RwLock<Option<Arc<CertifiedKey>>>);
+
+impl Serving {
+    /// New handshakes use `key` from now on; open connections stay as they are.
+    pub fn replace(&self, key: Arc<CertifiedKey>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(key);
+    }
+
+    /// Whether handshakes can be answered.
+    pub fn is_usable(&self) -> bool {
+        self.current().is_some()
+    }
+
+    fn current(&self) -> Option<Arc<CertifiedKey>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ResolvesServerCert for Serving {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.current()
+    }
+}
+
+/// A certificate chain and its key out of PEM text.
+///
+/// # Errors
+/// Says which of the two is wrong, and how.
+pub fn certified_key(chain: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, String> {
+    let chain = certificates(chain).map_err(|mistake| format!("the certificate file holds {mistake}"))?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("the key file holds no PEM key: {error}"))?;
+    CertifiedKey::from_der(chain, key, &ring::default_provider())
+        .map(Arc::new)
+        .map_err(|error| format!("certificate and key do not fit: {error}"))
+}
+
+/// Reads [`certified_key`] from files.
+///
+/// # Errors
+/// Names the file.
+pub fn read_certified_key(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, String> {
+    let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+    certified_key(&read(chain)?, &read(key)?).map_err(|mistake| format!("{}: {mistake}", chain.display()))
+}
+
+/// A fresh self-signed certificate for a Service's names.
+///
+/// # Errors
+/// Key generation failed.
+pub fn self_signed(service: &str, namespace: &str) -> Result<Arc<CertifiedKey>, String> {
+    let names = [
+        format!("{service}.{namespace}.svc"),
+        format!("{service}.{namespace}.svc.cluster.local"),
+        format!("{service}.{namespace}"),
+        "localhost".to_owned(),
+    ];
+    let made =
+        rcgen::generate_simple_self_signed(names).map_err(|error| format!("self-signed certificate: {error}"))?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    CertifiedKey::from_der(vec![made.cert.der().clone()], key, &ring::default_provider())
+        .map(Arc::new)
+        .map_err(|error| format!("self-signed certificate: {error}"))
+}
+
+/// How the door shakes hands.
+///
+/// # Errors
+/// The versions and the cryptography do not fit together.
+pub fn server_config(serving: Arc<Serving>, tls13_only: bool) -> Result<Arc<ServerConfig>, Error> {
+    let versions: &[_] = if tls13_only { &[&version::TLS13] } else { &[&version::TLS13, &version::TLS12] };
+    let provider = provider();
+    let verifier = Arc::new(AnyClientCertificate(provider.signature_verification_algorithms));
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(serving);
+    // A resumed session would skip the client certificate; each connection proves itself.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Asks for a client certificate without demanding one, and accepts any chain whose owner has its
+/// key: whom a certificate speaks for is judged per request, against the configuration of that moment.
+#[derive(Debug)]
+struct AnyClientCertificate(WebPkiSupportedAlgorithms);
+
+impl ClientCertVerifier for AnyClientCertificate {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pem_survives_the_way_out_and_in() {
+        for length in [0, 1, 2, 3, 47, 48, 49, 500] {
+            let der: Vec<u8> = (0..length).map(|n| (n * 7) as u8).collect();
+            let text = pem("CERTIFICATE", &der);
+            let back: Vec<_> = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<_, _>>().unwrap();
+            assert_eq!(back.first().map(|c| c.to_vec()), Some(der), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_must_fit_its_certificate() {
+        let make = || rcgen::generate_simple_self_signed(["api.custom-metrics.svc".to_owned()]).unwrap();
+        let (one, two) = (make(), make());
+        let cert = pem("CERTIFICATE", one.cert.der());
+        let key = |made: &rcgen::CertifiedKey<rcgen::KeyPair>| pem("PRIVATE KEY", &made.signing_key.serialize_der());
+        assert!(certified_key(cert.as_bytes(), key(&one).as_bytes()).is_ok());
+        for (chain, key, named) in [
+            (cert.as_str(), key(&two), "do not fit"),
+            (cert.as_str(), String::new(), "no PEM key"),
+            ("", key(&one), "no PEM certificate"),
+            ("-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n", key(&one), "broken"),
+        ] {
+            let mistake = certified_key(chain.as_bytes(), key.as_bytes()).map(|_| ()).unwrap_err();
+            assert!(mistake.contains(named), "{mistake}");
+        }
+    }
+
+    #[test]
+    fn a_serving_certificate_can_be_made_and_replaced() {
+        let serving = Serving::default();
+        assert!(!serving.is_usable());
+        serving.replace(self_signed("api", "custom-metrics").unwrap());
+        assert!(serving.is_usable());
+        assert!(server_config(Arc::new(serving), true).is_ok());
+    }
+}
