@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use crate::quantity::Quantity;
-use crate::route::{ApiVersion, GROUP, Read};
+use crate::route::{ApiVersion, GROUP, Read, Resource};
 use crate::timestamp::rfc3339;
 
 const JSON: &str = "application/json";
@@ -109,12 +109,12 @@ struct MetricIdentifier<'a> {
 
 /// The answer to a read: one value of one object.
 pub fn metric_value_list(read: &Read, value: Value) -> Response {
-    let (kind, api_version) = read.described.kind();
+    let Resource { kind, api_version, .. } = *read.described;
     let name = match read.version {
         ApiVersion::V1Beta1 => MetricName::V1Beta1 { metric_name: &read.metric },
         ApiVersion::V1Beta2 => MetricName::V1Beta2 { metric: MetricIdentifier { name: &read.metric, selector: None } },
     };
-    let namespace = (kind != "Namespace").then_some(read.namespace.as_str());
+    let namespace = (*read.described != Resource::NAMESPACES).then_some(read.namespace.as_str());
     Response::json(
         200,
         &MetricValueList {

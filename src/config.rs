@@ -82,9 +82,7 @@ pub struct Config {
 
 impl Config {
     /// Reads the settings through `variable`, which yields None for what is not set.
-    ///
-    /// # Errors
-    /// One line for each mistake, naming the variable and what would be right.
+    /// Errors: One line for each mistake, naming the variable and what would be right.
     pub fn read(variable: impl Fn(&str) -> Option<Result<String, String>>) -> Result<Self, Vec<String>> {
         let mut reader = Reader { variable: &variable, mistakes: Vec::new() };
         let config = Self {

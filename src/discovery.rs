@@ -25,10 +25,10 @@ const MAX_NAME: usize = 253;
 const MAX_RANGES: usize = 64;
 
 /// Listed when a metric per resource does not fit: what autoscalers are pointed at most.
-const CROWDED: [Resource; 2] = [Resource::Services, Resource::Pods];
+const CROWDED: [&Resource; 2] = [&Resource::SERVICES, &Resource::PODS];
 
-/// Ids every Sysdig account has. They stand in for the list until it is known, and stay when it must be cut.
-/// Source: <https://docs.sysdig.com/en/docs/sysdig-monitor/metrics/metrics-library/>.
+/// Ids of Sysdig's own metrics. They stand in for the list until it is known, and stay when it must be cut.
+/// Source: <https://docs.sysdig.com/en/docs/sysdig-monitor/using-monitor/metrics/metrics-library/sysdig-legacy-format/>.
 const WELL_KNOWN: &str = "container.count cpu.cores.used cpu.quota.used.percent cpu.used.percent file.bytes.total \
     file.error.total.count file.iops.total fs.used.percent memory.bytes.used memory.limit.used.percent \
     memory.used.percent net.bytes.total net.error.count net.http.error.count net.http.request.count \
@@ -143,7 +143,7 @@ pub fn resource_list(version: &str, metrics: &[String]) -> Document {
     let mut used = 0;
     let entries: Vec<Value> = names
         .iter()
-        .flat_map(|(_, name)| resources.iter().map(move |&resource| entry(resource, name)))
+        .flat_map(|(_, name)| resources.iter().map(move |resource| entry(resource, name)))
         .take_while(|entry| {
             used += size(entry) + 1;
             used <= room
@@ -225,13 +225,11 @@ fn versions() -> [Value; 2] {
     VERSIONS.map(|version| json!({ "groupVersion": format!("{GROUP}/{}", version.name()), "version": version.name() }))
 }
 
-fn entry(resource: Resource, metric: &str) -> Value {
-    let (plural, group) = resource.plural();
-    let dot = if group.is_empty() { "" } else { "." };
+fn entry(resource: &Resource, metric: &str) -> Value {
     json!({
-        "name": format!("{plural}{dot}{group}/{metric}"),
+        "name": format!("{}/{metric}", resource.qualified()),
         "singularName": "",
-        "namespaced": resource != Resource::Namespaces,
+        "namespaced": *resource != Resource::NAMESPACES,
         "kind": "MetricValueList",
         "verbs": ["get"],
     })
@@ -358,7 +356,7 @@ mod tests {
             .map(|n| format!("a.custom.metric.{n:05}"))
             .chain(["net.http.request.count".to_owned()])
             .collect();
-        let entry_len = size(&entry(Resource::Services, "a.custom.metric.00000")) + 1;
+        let entry_len = size(&entry(&Resource::SERVICES, "a.custom.metric.00000")) + 1;
         let mut last = 0;
         for count in (0..400).step_by(31).chain([999, 20_000]) {
             let body = resource_list("v1beta2", &metrics[20_000 - count..]).body;

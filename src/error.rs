@@ -12,159 +12,102 @@ use crate::api::Response;
 pub struct Error {
     /// Which refusal this is.
     pub reason: Reason,
-    /// Names the thing and the mend. Never holds a secret.
+    /// Names the thing and the mend; never holds a secret.
     pub message: String,
     /// Seconds after which asking again makes sense, where that is known.
     pub retry_after: Option<u64>,
 }
 
-/// What kind of refusal, grouped by who must act.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reason {
+macro_rules! reasons {
+    ($($(#[$doc:meta])+ $variant:ident = $code:literal $status:literal $word:literal,)+) => {
+        /// What kind of refusal, grouped by who must act.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Reason { $($(#[$doc])+ $variant,)+ }
+
+        impl Reason {
+            /// All reasons, for tables and tests.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// HTTP status, Kubernetes reason, and the stable word for scripts, alerts and documentation.
+            fn row(self) -> (u16, &'static str, &'static str) {
+                match self { $(Self::$variant => ($code, $status, $word),)+ }
+            }
+        }
+    };
+}
+
+reasons! {
     // The caller.
     /// The request cannot be understood, or asks for what cannot be.
-    InvalidRequest,
+    InvalidRequest = 400 "BadRequest" "invalid-request",
     /// Nobody proved who is asking.
-    Unauthenticated,
+    Unauthenticated = 401 "Unauthorized" "unauthenticated",
     /// Who is asking may not.
-    Forbidden,
+    Forbidden = 403 "Forbidden" "forbidden",
     /// No such path here.
-    NotFound,
+    NotFound = 404 "NotFound" "not-found",
     /// Only GET is served.
-    MethodNotAllowed,
+    MethodNotAllowed = 405 "MethodNotAllowed" "method-not-allowed",
     /// Only JSON is served.
-    NotAcceptable,
+    NotAcceptable = 406 "NotAcceptable" "not-acceptable",
     /// The request did not arrive in time.
-    RequestTimeout,
+    RequestTimeout = 408 "Timeout" "request-timeout",
     /// The request head is larger than allowed.
-    HeadTooLarge,
+    HeadTooLarge = 431 "RequestHeaderFieldsTooLarge" "head-too-large",
     /// Neither HTTP/1.0 nor HTTP/1.1.
-    HttpVersion,
+    HttpVersion = 505 "HTTPVersionNotSupported" "http-version",
     /// The Kubernetes object asked for does not exist.
-    ObjectNotFound,
+    ObjectNotFound = 404 "NotFound" "object-not-found",
 
     // The metric, as it stands in Sysdig.
     /// Sysdig has no sample for this object.
-    NoData,
+    NoData = 404 "NotFound" "no-data",
     /// Sysdig has no sample of this metric in the whole cluster.
-    MetricNotCollected,
+    MetricNotCollected = 404 "NotFound" "metric-not-collected",
     /// The newest sample is older than `MAX_AGE`.
-    TooOld,
+    TooOld = 503 "ServiceUnavailable" "too-old",
     /// NaN or an infinity.
-    NotFinite,
+    NotFinite = 422 "Invalid" "not-finite",
     /// A number no HorizontalPodAutoscaler can compute with.
-    OutOfRange,
+    OutOfRange = 422 "Invalid" "out-of-range",
     /// More than one series for one object.
-    Ambiguous,
+    Ambiguous = 422 "Invalid" "ambiguous",
 
     // The operator of the adapter.
     /// A setting is still missing.
-    NotConfigured,
+    NotConfigured = 503 "ServiceUnavailable" "not-configured",
     /// The adapter's service account lacks a permission.
-    KubernetesForbidden,
+    KubernetesForbidden = 503 "ServiceUnavailable" "kubernetes-forbidden",
     /// Sysdig refuses the token.
-    BackendUnauthorized,
+    BackendUnauthorized = 503 "ServiceUnavailable" "backend-unauthorized",
     /// The token may not read this.
-    BackendForbidden,
+    BackendForbidden = 503 "ServiceUnavailable" "backend-forbidden",
     /// Sysdig refuses the question itself.
-    BackendRejected,
+    BackendRejected = 503 "ServiceUnavailable" "backend-rejected",
 
     // Nobody, or whoever runs what failed.
     /// Too much is asked at once.
-    Overloaded,
+    Overloaded = 429 "TooManyRequests" "overloaded",
     /// The Kubernetes API cannot be asked.
-    KubernetesUnavailable,
+    KubernetesUnavailable = 503 "ServiceUnavailable" "kubernetes-unavailable",
     /// Sysdig limits the rate.
-    BackendRateLimited,
+    BackendRateLimited = 503 "ServiceUnavailable" "backend-rate-limited",
     /// Sysdig failed.
-    BackendError,
+    BackendError = 503 "ServiceUnavailable" "backend-error",
     /// Sysdig took too long.
-    BackendTimeout,
+    BackendTimeout = 503 "ServiceUnavailable" "backend-timeout",
     /// Sysdig cannot be reached.
-    BackendUnreachable,
+    BackendUnreachable = 503 "ServiceUnavailable" "backend-unreachable",
     /// Sysdig's answer cannot be understood.
-    BackendInvalidAnswer,
+    BackendInvalidAnswer = 503 "ServiceUnavailable" "backend-invalid-answer",
     /// A fault of the adapter itself.
-    Internal,
+    Internal = 500 "InternalError" "internal",
 }
 
 impl Reason {
-    /// All reasons, for tables and tests.
-    pub const ALL: [Self; 29] = [
-        Self::InvalidRequest,
-        Self::Unauthenticated,
-        Self::Forbidden,
-        Self::NotFound,
-        Self::MethodNotAllowed,
-        Self::NotAcceptable,
-        Self::RequestTimeout,
-        Self::HeadTooLarge,
-        Self::HttpVersion,
-        Self::ObjectNotFound,
-        Self::NoData,
-        Self::MetricNotCollected,
-        Self::TooOld,
-        Self::NotFinite,
-        Self::OutOfRange,
-        Self::Ambiguous,
-        Self::NotConfigured,
-        Self::KubernetesForbidden,
-        Self::BackendUnauthorized,
-        Self::BackendForbidden,
-        Self::BackendRejected,
-        Self::Overloaded,
-        Self::KubernetesUnavailable,
-        Self::BackendRateLimited,
-        Self::BackendError,
-        Self::BackendTimeout,
-        Self::BackendUnreachable,
-        Self::BackendInvalidAnswer,
-        Self::Internal,
-    ];
-
     /// The stable word for scripts, alerts and documentation.
     pub fn word(self) -> &'static str {
         self.row().2
-    }
-
-    /// The HTTP status and the Kubernetes `reason` that goes with it.
-    pub fn status(self) -> (u16, &'static str) {
-        let (code, reason, _) = self.row();
-        (code, reason)
-    }
-
-    fn row(self) -> (u16, &'static str, &'static str) {
-        match self {
-            Self::InvalidRequest => (400, "BadRequest", "invalid-request"),
-            Self::Unauthenticated => (401, "Unauthorized", "unauthenticated"),
-            Self::Forbidden => (403, "Forbidden", "forbidden"),
-            Self::NotFound => (404, "NotFound", "not-found"),
-            Self::MethodNotAllowed => (405, "MethodNotAllowed", "method-not-allowed"),
-            Self::NotAcceptable => (406, "NotAcceptable", "not-acceptable"),
-            Self::RequestTimeout => (408, "Timeout", "request-timeout"),
-            Self::HeadTooLarge => (431, "RequestHeaderFieldsTooLarge", "head-too-large"),
-            Self::HttpVersion => (505, "HTTPVersionNotSupported", "http-version"),
-            Self::ObjectNotFound => (404, "NotFound", "object-not-found"),
-            Self::NoData => (404, "NotFound", "no-data"),
-            Self::MetricNotCollected => (404, "NotFound", "metric-not-collected"),
-            Self::TooOld => (503, "ServiceUnavailable", "too-old"),
-            Self::NotFinite => (422, "Invalid", "not-finite"),
-            Self::OutOfRange => (422, "Invalid", "out-of-range"),
-            Self::Ambiguous => (422, "Invalid", "ambiguous"),
-            Self::NotConfigured => (503, "ServiceUnavailable", "not-configured"),
-            Self::KubernetesForbidden => (503, "ServiceUnavailable", "kubernetes-forbidden"),
-            Self::BackendUnauthorized => (503, "ServiceUnavailable", "backend-unauthorized"),
-            Self::BackendForbidden => (503, "ServiceUnavailable", "backend-forbidden"),
-            Self::BackendRejected => (503, "ServiceUnavailable", "backend-rejected"),
-            Self::Overloaded => (429, "TooManyRequests", "overloaded"),
-            Self::KubernetesUnavailable => (503, "ServiceUnavailable", "kubernetes-unavailable"),
-            Self::BackendRateLimited => (503, "ServiceUnavailable", "backend-rate-limited"),
-            Self::BackendError => (503, "ServiceUnavailable", "backend-error"),
-            Self::BackendTimeout => (503, "ServiceUnavailable", "backend-timeout"),
-            Self::BackendUnreachable => (503, "ServiceUnavailable", "backend-unreachable"),
-            Self::BackendInvalidAnswer => (503, "ServiceUnavailable", "backend-invalid-answer"),
-            Self::Internal => (500, "InternalError", "internal"),
-        }
     }
 }
 
@@ -188,8 +131,8 @@ impl Error {
     ///
     /// Source: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/>.
     pub fn response(&self) -> Response {
-        let (code, reason) = self.reason.status();
-        let mut details = json!({ "causes": [{ "reason": self.reason.word(), "message": self.message }] });
+        let (code, reason, word) = self.reason.row();
+        let mut details = json!({ "causes": [{ "reason": word, "message": self.message }] });
         if let (Some(seconds), Some(map)) = (self.retry_after, details.as_object_mut()) {
             map.insert("retryAfterSeconds".to_owned(), seconds.into());
         }
@@ -232,7 +175,7 @@ mod tests {
     #[test]
     fn every_reason_becomes_a_status_with_its_own_word() {
         let mut words = BTreeSet::new();
-        for reason in Reason::ALL {
+        for &reason in Reason::ALL {
             let response = Error::new(reason, "say what to do").retry_after(Some(7)).response();
             let status: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
             assert_eq!(status["kind"], "Status", "{reason:?}");

@@ -113,10 +113,7 @@ impl Handler {
             _ if !discovery::accepts_json(accept) => return Err(not_acceptable()),
             Route::Group => document(discovery::group()),
             Route::OpenApiV2 => with_etag(openapi::v2(), etag),
-            Route::OpenApiV3(version) => match openapi::v3(version.name()) {
-                Some(found) => with_etag(found, etag),
-                None => return Err(not_acceptable()),
-            },
+            Route::OpenApiV3(version) => with_etag(openapi::v3(version), etag),
             Route::OpenApiV3Index => with_etag(openapi::v3_index(), etag),
             Route::Read(read) => return Ok(Answer::Slow(read)),
             Route::Resources(version) => self.resource_list(version),

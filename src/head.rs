@@ -43,9 +43,7 @@ pub fn end(bytes: &[u8], from: usize) -> Option<usize> {
 
 impl<'a> Head<'a> {
     /// Reads a complete head, blank line included.
-    ///
-    /// # Errors
-    /// A refusal, after which the connection cannot be used any more: where the next request would
+    /// Errors: A refusal, after which the connection cannot be used any more: where the next request would
     /// start is not known, or the sender is not a plain HTTP client.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
         let text = bytes.strip_suffix(b"\r\n\r\n").ok_or_else(|| invalid("the request head is incomplete"))?;

@@ -48,30 +48,25 @@ impl Kube {
     }
 
     /// Makes sure that the object exists.
-    ///
-    /// # Errors
-    /// It does not, or the API cannot tell.
-    pub fn check_object(&self, resource: Resource, namespace: &str, name: &str) -> Result<(), Error> {
+    /// Errors: It does not, or the API cannot tell.
+    pub fn check_object(&self, resource: &Resource, namespace: &str, name: &str) -> Result<(), Error> {
         self.object(resource, namespace, name, METADATA).map(|_| ())
     }
 
     /// How many of the object's pods are Ready; None where an object does not tell.
-    ///
-    /// # Errors
-    /// The object does not exist, or the API cannot tell.
-    pub fn ready_pods(&self, resource: Resource, namespace: &str, name: &str) -> Result<Option<u64>, Error> {
-        let count = |pointer| {
-            self.object(resource, namespace, name, FULL)
-                .map(|object| Some(object.pointer(pointer).and_then(Value::as_u64).unwrap_or(0)))
-        };
-        match resource {
-            Resource::Namespaces => Ok(None),
-            Resource::DaemonSets => count("/status/numberReady"),
-            Resource::Jobs => count("/status/ready"),
-            Resource::Deployments | Resource::ReplicaSets | Resource::StatefulSets => count("/status/readyReplicas"),
-            Resource::Pods => self.object(resource, namespace, name, FULL).map(|pod| Some(u64::from(is_ready(&pod)))),
-            Resource::Services => self.ready_endpoints(namespace, name).map(Some),
+    /// Errors: The object does not exist, or the API cannot tell.
+    pub fn ready_pods(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Option<u64>, Error> {
+        if *resource == Resource::SERVICES {
+            return self.ready_endpoints(namespace, name).map(Some);
         }
+        if *resource == Resource::NAMESPACES {
+            return Ok(None);
+        }
+        let object = self.object(resource, namespace, name, FULL)?;
+        if *resource == Resource::PODS {
+            return Ok(Some(u64::from(is_ready(&object))));
+        }
+        Ok(Some(object.pointer(resource.ready).and_then(Value::as_u64).unwrap_or(0)))
     }
 
     /// The pods behind a Service, as its EndpointSlices list them; each counts once, whatever the
@@ -93,9 +88,7 @@ impl Kube {
     }
 
     /// The request header configuration, from its ConfigMap.
-    ///
-    /// # Errors
-    /// It cannot be read or understood; the message names the mend.
+    /// Errors: It cannot be read or understood; the message names the mend.
     pub fn request_header(&self) -> Result<RequestHeader, Error> {
         let config_map = self.get(REQUEST_HEADER, FULL).map_err(|failure| match failure {
             Failure::Forbidden(_) => Error::new(
@@ -123,11 +116,9 @@ impl Kube {
             .unwrap_or_else(|| "custom-metrics".to_owned())
     }
 
-    fn object(&self, resource: Resource, namespace: &str, name: &str, accept: &str) -> Result<Value, Error> {
-        let (plural, group) = resource.plural();
-        let qualified = if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") };
+    fn object(&self, resource: &Resource, namespace: &str, name: &str, accept: &str) -> Result<Value, Error> {
         self.get(&path(resource, namespace, name), accept)
-            .map_err(|failure| failure.into_error("get", &qualified, namespace, resource.kind().0, name))
+            .map_err(|failure| failure.into_error("get", &resource.qualified(), namespace, resource.kind, name))
     }
 
     fn get(&self, path: &str, accept: &str) -> Result<Value, Failure> {
@@ -212,14 +203,13 @@ fn unavailable(why: impl Into<String>) -> Error {
     Error::new(Reason::KubernetesUnavailable, why)
 }
 
-fn path(resource: Resource, namespace: &str, name: &str) -> String {
-    let (plural, group) = resource.plural();
-    let (_, version) = resource.kind();
-    match (resource, group) {
-        (Resource::Namespaces, _) => format!("/api/v1/namespaces/{name}"),
-        (_, "") => format!("/api/v1/namespaces/{namespace}/{plural}/{name}"),
-        _ => format!("/apis/{version}/namespaces/{namespace}/{plural}/{name}"),
+fn path(resource: &Resource, namespace: &str, name: &str) -> String {
+    let Resource { plural, group, api_version, .. } = resource;
+    let base = if group.is_empty() { "/api" } else { "/apis" };
+    if *resource == Resource::NAMESPACES {
+        return format!("{base}/{api_version}/{plural}/{name}");
     }
+    format!("{base}/{api_version}/namespaces/{namespace}/{plural}/{name}")
 }
 
 fn message(body: &[u8]) -> String {
@@ -248,14 +238,14 @@ mod tests {
     #[test]
     fn objects_have_the_paths_of_their_api() {
         let table = [
-            (Resource::Namespaces, "/api/v1/namespaces/n"),
-            (Resource::Pods, "/api/v1/namespaces/ns/pods/n"),
-            (Resource::Services, "/api/v1/namespaces/ns/services/n"),
-            (Resource::Deployments, "/apis/apps/v1/namespaces/ns/deployments/n"),
-            (Resource::Jobs, "/apis/batch/v1/namespaces/ns/jobs/n"),
+            (Resource::NAMESPACES, "/api/v1/namespaces/n"),
+            (Resource::PODS, "/api/v1/namespaces/ns/pods/n"),
+            (Resource::SERVICES, "/api/v1/namespaces/ns/services/n"),
+            (Resource::DEPLOYMENTS, "/apis/apps/v1/namespaces/ns/deployments/n"),
+            (Resource::JOBS, "/apis/batch/v1/namespaces/ns/jobs/n"),
         ];
         for (resource, expected) in table {
-            assert_eq!(path(resource, "ns", "n"), expected);
+            assert_eq!(path(&resource, "ns", "n"), expected);
         }
     }
 

@@ -10,9 +10,8 @@
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::LazyLock;
 
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
-use crate::discovery::VERSIONS;
 use crate::route::{ApiVersion, GROUP};
 
 /// A document that never changes while the process runs. Its type is `application/json`.
@@ -24,9 +23,13 @@ pub struct Static {
     pub etag: String,
 }
 
+static V2: LazyLock<Static> = LazyLock::new(|| fixed(include_bytes!("openapi-v2.json")));
+static V3: LazyLock<[Static; 2]> = LazyLock::new(|| {
+    [fixed(include_bytes!("openapi-v3-v1beta1.json")), fixed(include_bytes!("openapi-v3-v1beta2.json"))]
+});
+
 /// The document of both versions, for `/openapi/v2`.
 pub fn v2() -> &'static Static {
-    static V2: LazyLock<Static> = LazyLock::new(|| document(Dialect::V2, &VERSIONS));
     &V2
 }
 
@@ -34,19 +37,29 @@ pub fn v2() -> &'static Static {
 /// Source: <https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/2896-openapi-v3>.
 pub fn v3_index() -> &'static Static {
     static INDEX: LazyLock<Static> = LazyLock::new(|| {
-        let entry = |(version, document): &(ApiVersion, Static)| {
-            let path = format!("apis/{GROUP}/{}", version.name());
-            let url = format!("/openapi/v3/{path}?hash={}", document.etag.trim_matches('"'));
-            (path, json!({ "serverRelativeURL": url }))
+        let url = |version: ApiVersion| {
+            let hash = v3(version).etag.replace('"', "");
+            json!({ "serverRelativeURL": format!("/openapi/v3/apis/{GROUP}/{}?hash={hash}", version.name()) })
         };
-        fixed(&json!({ "paths": V3.iter().map(entry).collect::<Map<_, _>>() }))
+        let (v1beta1, v1beta2) = (url(ApiVersion::V1Beta1), url(ApiVersion::V1Beta2));
+        let paths =
+            json!({ "apis/custom.metrics.k8s.io/v1beta1": v1beta1, "apis/custom.metrics.k8s.io/v1beta2": v1beta2 });
+        fixed(json!({ "paths": paths }).to_string().as_bytes())
     });
     &INDEX
 }
 
 /// The document of one version, for `/openapi/v3/apis/custom.metrics.k8s.io/VERSION`.
-pub fn v3(version: &str) -> Option<&'static Static> {
-    V3.iter().find(|(served, _)| served.name() == version).map(|(_, document)| document)
+pub fn v3(version: ApiVersion) -> &'static Static {
+    let [v1beta1, v1beta2] = &*V3;
+    match version {
+        ApiVersion::V1Beta1 => v1beta1,
+        ApiVersion::V1Beta2 => v1beta2,
+    }
+}
+
+fn fixed(body: &[u8]) -> Static {
+    Static { etag: etag(body), body: body.to_vec() }
 }
 
 /// The entity tag of a body.
@@ -66,146 +79,11 @@ pub fn not_modified(if_none_match: Option<&str>, etag: &str) -> bool {
     tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
-static V3: LazyLock<[(ApiVersion, Static); 2]> =
-    LazyLock::new(|| VERSIONS.map(|version| (version, document(Dialect::V3, &[version]))));
-
-#[derive(Clone, Copy)]
-enum Dialect {
-    V2,
-    V3,
-}
-
-fn fixed(document: &Value) -> Static {
-    let body = document.to_string().into_bytes();
-    Static { etag: etag(&body), body }
-}
-
-fn document(dialect: Dialect, versions: &[ApiVersion]) -> Static {
-    let info = json!({ "title": "sysdig-metrics-adapter", "version": env!("CARGO_PKG_VERSION") });
-    let paths: Map<_, _> = versions.iter().flat_map(|&version| paths(dialect, version)).collect();
-    let schemas: Map<_, _> = versions.iter().flat_map(|&version| schemas(dialect, version)).collect();
-    fixed(&match dialect {
-        Dialect::V2 => json!({ "swagger": "2.0", "info": info, "paths": paths, "definitions": schemas }),
-        Dialect::V3 => {
-            json!({ "openapi": "3.0.0", "info": info, "paths": paths, "components": { "schemas": schemas } })
-        }
-    })
-}
-
-/// The trailing slash of the first path is Kubernetes' own way to write it, and the aggregator drops a path without it.
-fn paths(dialect: Dialect, version: ApiVersion) -> impl Iterator<Item = (String, Value)> {
-    let table = [
-        ("", "Names", "The metrics that can be read."),
-        ("namespaces/{namespace}/metrics/{metric}", "OfNamespace", "A metric, by its id in Sysdig, of a namespace."),
-        (
-            "namespaces/{namespace}/{resource}/{name}/{metric}",
-            "OfObject",
-            "A metric, by its id in Sysdig, of an object such as services/kuard or deployments.apps/kuard.",
-        ),
-    ];
-    table.into_iter().map(move |(path, id, description)| {
-        let operation = operation(dialect, version, path, id, description);
-        (format!("/apis/{GROUP}/{}/{path}", version.name()), json!({ "get": operation }))
-    })
-}
-
-/// A GET of a metric, or of the names of all where the path has no parameters.
-fn operation(dialect: Dialect, version: ApiVersion, path: &str, id: &str, description: &str) -> Map<String, Value> {
-    let names = path.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'));
-    let parameters: Vec<Value> = names.map(|name| parameter(dialect, name)).collect();
-    let any = json!({ "type": "object" });
-    let answer = if parameters.is_empty() { &any } else { &reference(dialect, version, "MetricValueList") };
-    let refusal = response(dialect, "A Status whose message says what to do.", &any);
-    let mut fields = vec![
-        ("description", json!(description)),
-        ("operationId", json!(format!("readSysdigMetric{id}{}", version.name()))),
-        ("responses", json!({ "200": response(dialect, "OK", answer), "default": refusal })),
-        ("tags", json!([format!("customMetrics_{}", version.name())])),
-    ];
-    if matches!(dialect, Dialect::V2) {
-        fields.extend([("produces", json!(["application/json"])), ("schemes", json!(["https"]))]);
-    }
-    if !parameters.is_empty() {
-        let kind = json!({ "group": GROUP, "version": version.name(), "kind": "MetricValueList" });
-        fields.extend([("x-kubernetes-action", json!("get")), ("x-kubernetes-group-version-kind", kind)]);
-        fields.push(("parameters", json!(parameters)));
-    }
-    fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
-}
-
-fn parameter(dialect: Dialect, name: &str) -> Value {
-    match dialect {
-        Dialect::V2 => json!({ "name": name, "in": "path", "required": true, "type": "string" }),
-        Dialect::V3 => json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }),
-    }
-}
-
-fn response(dialect: Dialect, description: &str, schema: &Value) -> Value {
-    match dialect {
-        Dialect::V2 => json!({ "description": description, "schema": schema }),
-        Dialect::V3 => {
-            json!({ "description": description, "content": { "application/json": { "schema": schema } } })
-        }
-    }
-}
-
-/// Source: <https://github.com/kubernetes/metrics/tree/master/pkg/apis/custom_metrics>.
-fn schemas(dialect: Dialect, version: ApiVersion) -> [(String, Value); 2] {
-    let text = json!({ "type": "string" });
-    let (metric_key, metric) = match version {
-        ApiVersion::V1Beta1 => ("metricName", text.clone()),
-        // The selector has no type, because null is among its values and version 2 cannot say so.
-        ApiVersion::V1Beta2 => (
-            "metric",
-            json!({ "type": "object", "required": ["name"], "properties": {
-                "name": text,
-                "selector": { "description": "LabelSelector of the metric; null for all of it." },
-            } }),
-        ),
-    };
-    let value = json!({
-        "type": "object",
-        "required": ["describedObject", metric_key, "timestamp", "value"],
-        "properties": {
-            "describedObject": {
-                "type": "object",
-                "properties": { "apiVersion": text, "kind": text, "name": text, "namespace": text },
-            },
-            metric_key: metric,
-            "timestamp": { "type": "string", "format": "date-time", "description": "End of the window measured." },
-            "value": { "type": "string", "description": "A Kubernetes quantity: 6750m is 6.75." },
-            "windowSeconds": { "type": "integer", "format": "int64", "description": "Length of the window." },
-        },
-    });
-    let list = json!({
-        "type": "object",
-        "required": ["metadata", "items"],
-        "properties": {
-            "apiVersion": text,
-            "items": { "type": "array", "items": reference(dialect, version, "MetricValue") },
-            "kind": text,
-            "metadata": { "type": "object", "properties": { "selfLink": text } },
-        },
-        "x-kubernetes-group-version-kind": [{ "group": GROUP, "version": version.name(), "kind": "MetricValueList" }],
-    });
-    [(type_name(version, "MetricValue"), value), (type_name(version, "MetricValueList"), list)]
-}
-
-fn reference(dialect: Dialect, version: ApiVersion, kind: &str) -> Value {
-    let place = match dialect {
-        Dialect::V2 => "definitions",
-        Dialect::V3 => "components/schemas",
-    };
-    json!({ "$ref": format!("#/{place}/{}", type_name(version, kind)) })
-}
-
-fn type_name(version: ApiVersion, kind: &str) -> String {
-    format!("io.k8s.metrics.pkg.apis.custom_metrics.{}.{kind}", version.name())
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use serde_json::Value;
 
     use super::*;
 
@@ -214,7 +92,7 @@ mod tests {
     }
 
     fn all() -> [Value; 3] {
-        [v2(), v3("v1beta1").unwrap(), v3("v1beta2").unwrap()].map(parsed)
+        [v2(), v3(ApiVersion::V1Beta1), v3(ApiVersion::V1Beta2)].map(parsed)
     }
 
     /// Every value below `document` that stands under `key`.
@@ -291,12 +169,17 @@ mod tests {
 
     #[test]
     fn a_version_3_document_holds_its_own_version_only() {
-        for (version, other) in [("v1beta1", "v1beta2"), ("v1beta2", "v1beta1")] {
-            let body = String::from_utf8(v3(version).unwrap().body.clone()).unwrap();
-            assert!(body.contains(version) && !body.contains(other), "{body}");
+        for (version, other) in [(ApiVersion::V1Beta1, ApiVersion::V1Beta2), (ApiVersion::V1Beta2, ApiVersion::V1Beta1)]
+        {
+            let body = String::from_utf8(v3(version).body.clone()).unwrap();
+            assert!(body.contains(version.name()) && !body.contains(other.name()), "{body}");
         }
-        for unknown in ["v1", "", "v1beta1/", "V1BETA1"] {
-            assert!(v3(unknown).is_none(), "{unknown}");
+    }
+
+    #[test]
+    fn the_documents_carry_the_version_of_this_release() {
+        for document in all() {
+            assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
         }
     }
 
@@ -304,9 +187,10 @@ mod tests {
     fn the_index_names_each_document_by_its_hash() {
         let index = parsed(v3_index());
         assert_eq!(index["paths"].as_object().unwrap().len(), 2);
-        for version in ["v1beta1", "v1beta2"] {
+        for served in [ApiVersion::V1Beta1, ApiVersion::V1Beta2] {
+            let version = served.name();
             let url = &index["paths"][format!("apis/custom.metrics.k8s.io/{version}")]["serverRelativeURL"];
-            let hash = v3(version).unwrap().etag.replace('"', "");
+            let hash = v3(served).etag.replace('"', "");
             assert_eq!(*url, format!("/openapi/v3/apis/custom.metrics.k8s.io/{version}?hash={hash}"));
         }
     }

@@ -41,9 +41,7 @@ impl Readings {
     }
 
     /// The value that a question asks for at `now`, in Unix seconds.
-    ///
-    /// # Errors
-    /// There is none that could be trusted; the reason says why.
+    /// Errors: There is none that could be trusted; the reason says why.
     pub fn read(&self, read: &Read, now: u64) -> Result<Value, Error> {
         self.sysdig.check_configured()?;
         let found = self.kube.check_object(read.resource, &read.namespace, &read.object);
@@ -131,41 +129,19 @@ impl Readings {
 /// The labels that name the object in Sysdig; the cluster is added by the backend.
 fn labels(read: &Read) -> Vec<Label<'_>> {
     let mut labels = vec![(NAMESPACE, read.namespace.as_str())];
-    let object = read.object.as_str();
     if read.described != read.resource {
-        labels.push((WORKLOAD_TYPE, workload_type(read.resource)));
-        labels.push((WORKLOAD_NAME, object));
-        return labels;
+        labels.push((WORKLOAD_TYPE, read.resource.workload_type));
+        labels.push((WORKLOAD_NAME, read.object.as_str()));
+    } else if !read.resource.label.is_empty() {
+        labels.push((read.resource.label, read.object.as_str()));
     }
-    let name = match read.resource {
-        Resource::DaemonSets => "kubernetes.daemonSet.name",
-        Resource::Deployments => "kubernetes.deployment.name",
-        Resource::Jobs => "kubernetes.job.name",
-        Resource::Namespaces => return labels,
-        Resource::Pods => "kubernetes.pod.name",
-        Resource::ReplicaSets => "kubernetes.replicaSet.name",
-        Resource::Services => "kubernetes.service.name",
-        Resource::StatefulSets => "kubernetes.statefulSet.name",
-    };
-    labels.push((name, object));
     labels
 }
 
-fn workload_type(resource: Resource) -> &'static str {
-    match resource {
-        Resource::DaemonSets => "daemonset",
-        Resource::Deployments => "deployment",
-        Resource::Jobs => "job",
-        Resource::ReplicaSets => "replicaset",
-        Resource::StatefulSets => "statefulset",
-        Resource::Namespaces | Resource::Pods | Resource::Services => "",
-    }
-}
-
 fn object(read: &Read) -> String {
-    match read.resource {
-        Resource::Namespaces => format!("namespace {}", read.object),
-        other => format!("{} {}/{}", other.kind().0, read.namespace, read.object),
+    match *read.resource {
+        Resource::NAMESPACES => format!("namespace {}", read.object),
+        Resource { kind, .. } => format!("{kind} {}/{}", read.namespace, read.object),
     }
 }
 

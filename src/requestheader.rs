@@ -22,9 +22,7 @@ pub struct RequestHeader {
 
 impl RequestHeader {
     /// Understands the ConfigMap, given as a JSON object.
-    ///
-    /// # Errors
-    /// Names the key that is missing or wrong.
+    /// Errors: Names the key that is missing or wrong.
     pub fn parse(config_map: &serde_json::Value) -> Result<Self, String> {
         let text = |key: &str| config_map.pointer(&format!("/data/{key}")).and_then(|value| value.as_str());
         let list = |key: &str| -> Result<Vec<String>, String> {
@@ -54,9 +52,7 @@ impl RequestHeader {
     }
 
     /// Whether a client certificate chain, leaf first, may name users at the time `now`.
-    ///
-    /// # Errors
-    /// Why not, for the log.
+    /// Errors: Why not, for the log.
     pub fn judge(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), String> {
         let (leaf, intermediates) = chain.split_first().ok_or("no client certificate")?;
         let leaf = EndEntityCert::try_from(leaf).map_err(|error| format!("client certificate: {error}"))?;

@@ -20,25 +20,46 @@ pub enum ApiVersion {
     V1Beta2,
 }
 
-/// A Kubernetes resource whose metrics can be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Resource {
-    /// `daemonsets.apps`
-    DaemonSets,
-    /// `deployments.apps`
-    Deployments,
-    /// `jobs.batch`
-    Jobs,
-    /// `namespaces`, asked for as `namespaces/NAME/metrics/METRIC`
-    Namespaces,
-    /// `pods`
-    Pods,
-    /// `replicasets.apps`
-    ReplicaSets,
-    /// `services`
-    Services,
-    /// `statefulsets.apps`
-    StatefulSets,
+/// A Kubernetes resource whose metrics can be read: what Kubernetes and Sysdig call it.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Resource {
+    /// `Deployment`
+    pub kind: &'static str,
+    /// `deployments`
+    pub plural: &'static str,
+    /// `apps`; empty for the core group.
+    pub group: &'static str,
+    /// `apps/v1`
+    pub api_version: &'static str,
+    /// Sysdig's label with an object's name; empty for namespaces, whose label every question has.
+    pub label: &'static str,
+    /// Sysdig's workload type; empty for what is no workload.
+    pub workload_type: &'static str,
+    /// JSON pointer to the number of Ready pods, where the object tells it.
+    pub ready: &'static str,
+}
+
+macro_rules! resources {
+    ($($name:ident: $kind:literal $plural:literal $group:literal $version:literal $label:literal $type:literal $ready:literal;)+) => {
+        impl Resource {
+            $(#[doc = concat!("`", $plural, "`")]
+            pub const $name: Self =
+                Self { kind: $kind, plural: $plural, group: $group, api_version: $version, label: $label, workload_type: $type, ready: $ready };)+
+            /// All of them.
+            pub const ALL: [&'static Self; 8] = [$(&Self::$name),+];
+        }
+    };
+}
+
+resources! {
+    DAEMON_SETS: "DaemonSet" "daemonsets" "apps" "apps/v1" "kubernetes.daemonSet.name" "daemonset" "/status/numberReady";
+    DEPLOYMENTS: "Deployment" "deployments" "apps" "apps/v1" "kubernetes.deployment.name" "deployment" "/status/readyReplicas";
+    JOBS: "Job" "jobs" "batch" "batch/v1" "kubernetes.job.name" "job" "/status/ready";
+    NAMESPACES: "Namespace" "namespaces" "" "v1" "" "" "";
+    PODS: "Pod" "pods" "" "v1" "kubernetes.pod.name" "" "";
+    REPLICA_SETS: "ReplicaSet" "replicasets" "apps" "apps/v1" "kubernetes.replicaSet.name" "replicaset" "/status/readyReplicas";
+    SERVICES: "Service" "services" "" "v1" "kubernetes.service.name" "" "";
+    STATEFUL_SETS: "StatefulSet" "statefulsets" "apps" "apps/v1" "kubernetes.statefulSet.name" "statefulset" "/status/readyReplicas";
 }
 
 /// The question of one metric of one object.
@@ -49,11 +70,11 @@ pub struct Read {
     /// The object's namespace; for a namespace its own name.
     pub namespace: String,
     /// The resource to name in the answer.
-    pub described: Resource,
+    pub described: &'static Resource,
     /// The name to give back, as asked: `kuard` or `deployment;kuard`.
     pub name: String,
     /// The resource that is measured: for `services/deployment;kuard` the Deployment.
-    pub resource: Resource,
+    pub resource: &'static Resource,
     /// The measured object's name.
     pub object: String,
     /// The metric's id in Sysdig.
@@ -113,60 +134,24 @@ impl ApiVersion {
 }
 
 impl Resource {
-    /// All of them, in alphabetical order.
-    pub const ALL: [Self; 8] = [
-        Self::DaemonSets,
-        Self::Deployments,
-        Self::Jobs,
-        Self::Namespaces,
-        Self::Pods,
-        Self::ReplicaSets,
-        Self::Services,
-        Self::StatefulSets,
-    ];
-
-    /// The plural name and the API group, empty for the core group.
-    pub fn plural(self) -> (&'static str, &'static str) {
-        match self {
-            Self::DaemonSets => ("daemonsets", "apps"),
-            Self::Deployments => ("deployments", "apps"),
-            Self::Jobs => ("jobs", "batch"),
-            Self::Namespaces => ("namespaces", ""),
-            Self::Pods => ("pods", ""),
-            Self::ReplicaSets => ("replicasets", "apps"),
-            Self::Services => ("services", ""),
-            Self::StatefulSets => ("statefulsets", "apps"),
-        }
-    }
-
-    /// `kind` and `apiVersion` of an object.
-    pub fn kind(self) -> (&'static str, &'static str) {
-        match self {
-            Self::DaemonSets => ("DaemonSet", "apps/v1"),
-            Self::Deployments => ("Deployment", "apps/v1"),
-            Self::Jobs => ("Job", "batch/v1"),
-            Self::Namespaces => ("Namespace", "v1"),
-            Self::Pods => ("Pod", "v1"),
-            Self::ReplicaSets => ("ReplicaSet", "apps/v1"),
-            Self::Services => ("Service", "v1"),
-            Self::StatefulSets => ("StatefulSet", "apps/v1"),
-        }
+    /// `pods`, `deployments.apps`
+    pub fn qualified(&self) -> String {
+        let dot = if self.group.is_empty() { "" } else { "." };
+        format!("{}{dot}{}", self.plural, self.group)
     }
 
     /// `pods`, `deployments` or `deployments.apps`; old groups of the same objects count as the same.
-    fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &str) -> Option<&'static Self> {
         let (plural, group) = text.split_once('.').unwrap_or((text, ""));
-        let resource = Self::ALL.into_iter().find(|resource| resource.plural().0 == plural)?;
-        let own = resource.plural().1;
-        let known = text == plural || (!own.is_empty() && (group == own || (group == "extensions" && own == "apps")));
-        known.then_some(resource)
+        let found = Self::ALL.into_iter().find(|resource| resource.plural == plural)?;
+        let known = text == plural
+            || (!group.is_empty() && (group == found.group || (group, found.group) == ("extensions", "apps")));
+        known.then_some(found)
     }
 
-    /// The workload types of the old adapter's `services/TYPE;NAME`.
-    fn parse_workload(text: &str) -> Option<Self> {
-        [Self::DaemonSets, Self::Deployments, Self::Jobs, Self::ReplicaSets, Self::StatefulSets]
-            .into_iter()
-            .find(|resource| resource.kind().0.eq_ignore_ascii_case(text))
+    /// The workload types of the old adapter's `services/TYPE;NAME`, in any case.
+    fn parse_workload(text: &str) -> Option<&'static Self> {
+        Self::ALL.into_iter().find(|resource| !text.is_empty() && resource.workload_type.eq_ignore_ascii_case(text))
     }
 }
 
@@ -207,7 +192,7 @@ pub fn route(method: &str, target: &str) -> Result<Route, Error> {
 
 fn read(version: ApiVersion, rest: &[&str], query: &Query, path: &str) -> Result<Read, Error> {
     let (namespace, described, name, metric) = match rest {
-        ["namespaces", namespace, "metrics", metric] => (*namespace, Resource::Namespaces, *namespace, *metric),
+        ["namespaces", namespace, "metrics", metric] => (*namespace, &Resource::NAMESPACES, *namespace, *metric),
         ["namespaces", namespace, resource, name, metric] => (*namespace, known_resource(resource)?, *name, *metric),
         ["namespaces", _] | ["namespaces", _, _, _] => return Err(not_found(path)),
         _ => {
@@ -220,7 +205,7 @@ fn read(version: ApiVersion, rest: &[&str], query: &Query, path: &str) -> Result
     check_name("namespace", namespace, 63)?;
     check_metric(metric)?;
     let (resource, object) = match name.split_once(';') {
-        Some((workload, object)) if described == Resource::Services => {
+        Some((workload, object)) if *described == Resource::SERVICES => {
             let resource = Resource::parse_workload(workload).ok_or_else(|| {
                 invalid(format!(
                     "{} is no workload type: services/TYPE;NAME takes deployment, statefulset, daemonset, replicaset or job",
@@ -248,9 +233,9 @@ fn known_version(text: &str, path: &str) -> Result<ApiVersion, Error> {
     ApiVersion::parse(text).ok_or_else(|| not_found(path))
 }
 
-fn known_resource(text: &str) -> Result<Resource, Error> {
+fn known_resource(text: &str) -> Result<&'static Resource, Error> {
     match Resource::parse(text) {
-        Some(Resource::Namespaces) => {
+        Some(resource) if *resource == Resource::NAMESPACES => {
             Err(invalid("metrics of a namespace are read at namespaces/NAMESPACE/metrics/METRIC"))
         }
         Some(resource) => Ok(resource),
@@ -419,19 +404,19 @@ mod tests {
     #[test]
     fn a_metric_is_named_by_namespace_resource_object_and_id() {
         let table = [
-            ("services/kuard", Resource::Services, Resource::Services, "kuard"),
-            ("services/deployment;kuard", Resource::Services, Resource::Deployments, "kuard"),
-            ("services/statefulset%3Bdb", Resource::Services, Resource::StatefulSets, "db"),
-            ("services/Deployment;kuard", Resource::Services, Resource::Deployments, "kuard"),
-            ("pods/kuard-1", Resource::Pods, Resource::Pods, "kuard-1"),
-            ("deployments/kuard", Resource::Deployments, Resource::Deployments, "kuard"),
-            ("deployments.apps/kuard", Resource::Deployments, Resource::Deployments, "kuard"),
-            ("deployments.extensions/kuard", Resource::Deployments, Resource::Deployments, "kuard"),
-            ("statefulsets.apps/db", Resource::StatefulSets, Resource::StatefulSets, "db"),
-            ("daemonsets.apps/d", Resource::DaemonSets, Resource::DaemonSets, "d"),
-            ("replicasets.apps/r", Resource::ReplicaSets, Resource::ReplicaSets, "r"),
-            ("jobs.batch/j", Resource::Jobs, Resource::Jobs, "j"),
-            ("jobs/j", Resource::Jobs, Resource::Jobs, "j"),
+            ("services/kuard", &Resource::SERVICES, &Resource::SERVICES, "kuard"),
+            ("services/deployment;kuard", &Resource::SERVICES, &Resource::DEPLOYMENTS, "kuard"),
+            ("services/statefulset%3Bdb", &Resource::SERVICES, &Resource::STATEFUL_SETS, "db"),
+            ("services/Deployment;kuard", &Resource::SERVICES, &Resource::DEPLOYMENTS, "kuard"),
+            ("pods/kuard-1", &Resource::PODS, &Resource::PODS, "kuard-1"),
+            ("deployments/kuard", &Resource::DEPLOYMENTS, &Resource::DEPLOYMENTS, "kuard"),
+            ("deployments.apps/kuard", &Resource::DEPLOYMENTS, &Resource::DEPLOYMENTS, "kuard"),
+            ("deployments.extensions/kuard", &Resource::DEPLOYMENTS, &Resource::DEPLOYMENTS, "kuard"),
+            ("statefulsets.apps/db", &Resource::STATEFUL_SETS, &Resource::STATEFUL_SETS, "db"),
+            ("daemonsets.apps/d", &Resource::DAEMON_SETS, &Resource::DAEMON_SETS, "d"),
+            ("replicasets.apps/r", &Resource::REPLICA_SETS, &Resource::REPLICA_SETS, "r"),
+            ("jobs.batch/j", &Resource::JOBS, &Resource::JOBS, "j"),
+            ("jobs/j", &Resource::JOBS, &Resource::JOBS, "j"),
         ];
         for (middle, described, resource, object) in table {
             let target =
@@ -449,7 +434,7 @@ mod tests {
         let read = read_of("/apis/custom.metrics.k8s.io/v1beta2/namespaces/shop/metrics/cpu.used.percent").unwrap();
         assert_eq!(
             (read.resource, read.object.as_str(), read.namespace.as_str()),
-            (Resource::Namespaces, "shop", "shop")
+            (&Resource::NAMESPACES, "shop", "shop")
         );
     }
 

@@ -31,9 +31,7 @@ struct Job {
 }
 
 /// Starts `threads` threads for what must wait, and the workers of both inner servers.
-///
-/// # Errors
-/// A socket or a thread cannot be had.
+/// Errors: A socket or a thread cannot be had.
 pub fn start(handler: &Arc<Handler>, sockets: &[(Class, &Path)], threads: usize) -> Result<(), String> {
     let (queue, jobs) = sync_channel(threads * 8);
     let jobs = Arc::new(Mutex::new(jobs));

@@ -74,9 +74,7 @@ struct Descriptor {
 
 impl Sysdig {
     /// Uses the endpoint, token and cluster of `config`.
-    ///
-    /// # Errors
-    /// `SDC_CA_FILE` or a proxy variable is wrong.
+    /// Errors: `SDC_CA_FILE` or a proxy variable is wrong.
     pub fn new(config: &Config) -> Result<Self, String> {
         let roots = match &config.sysdig_ca_file {
             None => Roots::Mozilla,
@@ -96,9 +94,7 @@ impl Sysdig {
     }
 
     /// Makes sure that the settings a read needs are there.
-    ///
-    /// # Errors
-    /// [`Reason::NotConfigured`], with the command that mends it.
+    /// Errors: [`Reason::NotConfigured`], with the command that mends it.
     pub fn check_configured(&self) -> Result<(), Error> {
         self.token()?;
         self.cluster().map(|_| ())
@@ -106,9 +102,7 @@ impl Sysdig {
 
     /// The value of `metric` over the last full window for the object that `labels` name, averaged
     /// over time and over the object's containers: load per pod. None if Sysdig knows no such object.
-    ///
-    /// # Errors
-    /// Sysdig failed, or its answer is not about this one object.
+    /// Errors: Sysdig failed, or its answer is not about this one object.
     pub fn row(&self, metric: &str, labels: &[Label<'_>], now: u64) -> Result<Option<Row>, Error> {
         let end = window_end(now);
         let mut columns: Vec<Value> = labels.iter().map(|(id, _)| json!({ "id": id })).collect();
@@ -138,9 +132,7 @@ impl Sysdig {
     }
 
     /// How many pods of the object Sysdig saw in the window that [`Self::row`] sums up.
-    ///
-    /// # Errors
-    /// Sysdig failed.
+    /// Errors: Sysdig failed.
     pub fn pods(&self, labels: &[Label<'_>], now: u64) -> Result<u64, Error> {
         let end = window_end(now);
         let columns = [json!({ "id": POD }), average(COMPANION)];
@@ -149,9 +141,7 @@ impl Sysdig {
     }
 
     /// Whether anything in the cluster had a sample of `metric` within a day.
-    ///
-    /// # Errors
-    /// Sysdig failed.
+    /// Errors: Sysdig failed.
     pub fn is_collected(&self, metric: &str, now: u64) -> Result<bool, Error> {
         let end = window_end(now);
         let rows = self.data(end - DAY, end, &self.filter(&[])?, &[average(metric)], 0)?;
@@ -159,9 +149,7 @@ impl Sysdig {
     }
 
     /// The ids of all metrics, from the catalogue's pages.
-    ///
-    /// # Errors
-    /// Sysdig failed.
+    /// Errors: Sysdig failed.
     pub fn catalogue(&self) -> Result<Vec<String>, Error> {
         let mut ids = Vec::new();
         for page in 0..CATALOGUE_PAGES {

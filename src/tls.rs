@@ -18,9 +18,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 /// The certificates in a PEM bundle.
-///
-/// # Errors
-/// Says what is wrong with it; an empty bundle is wrong, too.
+/// Errors: Says what is wrong with it; an empty bundle is wrong, too.
 pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let found = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, _>>()
@@ -75,9 +73,7 @@ impl ResolvesServerCert for Serving {
 }
 
 /// A certificate chain and its key out of PEM text.
-///
-/// # Errors
-/// Says which of the two is wrong, and how.
+/// Errors: Says which of the two is wrong, and how.
 pub fn certified_key(chain: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, String> {
     let chain = certificates(chain).map_err(|mistake| format!("the certificate file holds {mistake}"))?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("the key file holds no PEM key: {error}"))?;
@@ -87,18 +83,14 @@ pub fn certified_key(chain: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, Stri
 }
 
 /// Reads [`certified_key`] from files.
-///
-/// # Errors
-/// Names the file.
+/// Errors: Names the file.
 pub fn read_certified_key(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, String> {
     let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
     certified_key(&read(chain)?, &read(key)?).map_err(|mistake| format!("{}: {mistake}", chain.display()))
 }
 
 /// A fresh self-signed certificate for a Service's names.
-///
-/// # Errors
-/// Key generation failed.
+/// Errors: Key generation failed.
 pub fn self_signed(service: &str, namespace: &str) -> Result<Arc<CertifiedKey>, String> {
     let names = [
         format!("{service}.{namespace}.svc"),
@@ -115,9 +107,7 @@ pub fn self_signed(service: &str, namespace: &str) -> Result<Arc<CertifiedKey>, 
 }
 
 /// How the door shakes hands.
-///
-/// # Errors
-/// The versions and the cryptography do not fit together.
+/// Errors: The versions and the cryptography do not fit together.
 pub fn server_config(serving: Arc<Serving>, tls13_only: bool) -> Result<Arc<ServerConfig>, Error> {
     let versions: &[_] = if tls13_only { &[&version::TLS13] } else { &[&version::TLS13, &version::TLS12] };
     let provider = provider();
