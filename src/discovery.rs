@@ -7,6 +7,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hasher};
 
 use serde_json::{Value, json};
 
@@ -41,6 +42,13 @@ pub struct Document {
     pub content_type: &'static str,
     /// JSON.
     pub body: Vec<u8>,
+}
+
+impl Document {
+    /// A document of type `application/json`.
+    pub fn json(text: &str) -> Self {
+        Self { content_type: "application/json", body: text.as_bytes().to_vec() }
+    }
 }
 
 /// A version of the aggregated discovery document.
@@ -152,6 +160,23 @@ pub fn resource_list(version: &str, metrics: &[String]) -> Document {
     plain(&list(&entries))
 }
 
+/// The entity tag of a body.
+///
+/// It need not withstand attack, as all bodies are our own, and 64 bits tell their few versions apart. The hasher's
+/// keys are fixed, so replicas of one build agree; another build may hash differently, which costs one more download.
+pub fn etag(body: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(body);
+    format!("\"{:016X}\"", hasher.finish())
+}
+
+/// Whether `If-None-Match` names this tag, so that 304 is the answer.
+/// Source: <https://www.rfc-editor.org/rfc/rfc9110#name-if-none-match>.
+pub fn not_modified(if_none_match: Option<&str>, etag: &str) -> bool {
+    let mut tags = if_none_match.unwrap_or_default().split(',').map(str::trim);
+    tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+}
+
 /// Whether `Accept` allows JSON. Without that header anything is allowed.
 pub fn accepts_json(accept: Option<&str>) -> bool {
     negotiate(accept, &[Form::Plain]) == Form::Plain
@@ -218,7 +243,7 @@ fn parse_quality(text: &str) -> Option<u16> {
 }
 
 fn plain(document: &Value) -> Document {
-    Document { content_type: "application/json", body: document.to_string().into_bytes() }
+    Document::json(&document.to_string())
 }
 
 fn versions() -> [Value; 2] {
@@ -444,5 +469,40 @@ mod tests {
         assert!(!accepts_json(Some(&("text/html,".repeat(100_000) + "*/*"))));
         assert!(accepts_json(Some(&(",".repeat(1_000_000) + "*/*"))));
         assert!(accepts_json(Some(&("application/json".to_owned() + &";a=b".repeat(250_000)))));
+    }
+
+    #[test]
+    fn a_tag_is_quoted_hexadecimal_and_follows_the_body() {
+        for document in [root(), group()] {
+            let tag = etag(&document.body);
+            let hex = tag.strip_prefix('"').unwrap().strip_suffix('"').unwrap();
+            assert!(hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b)), "{hex}");
+            assert_eq!(tag, etag(&document.body));
+        }
+        assert_ne!(etag(b"a"), etag(b"b"));
+        assert_eq!(etag(b""), etag(b""));
+    }
+
+    #[test]
+    fn a_known_tag_means_not_modified() {
+        let table = [
+            (None, false),
+            (Some(""), false),
+            (Some("\"A1\""), true),
+            (Some("W/\"A1\""), true),
+            (Some("*"), true),
+            (Some("\"B2\", \"A1\""), true),
+            (Some(" \"B2\",W/\"A1\" "), true),
+            (Some("A1"), false),
+            (Some("\"a1\""), false),
+            (Some("w/\"A1\""), false),
+            (Some("\"B2\""), false),
+            (Some("\"A1\"x"), false),
+            (Some(",,,"), false),
+            (Some("\"*\""), false),
+        ];
+        for (if_none_match, expected) in table {
+            assert_eq!(not_modified(if_none_match, "\"A1\""), expected, "{if_none_match:?}");
+        }
     }
 }

@@ -67,11 +67,11 @@ reasons! {
     /// The newest sample is older than `MAX_AGE`.
     TooOld = 503 "ServiceUnavailable" "too-old",
     /// NaN or an infinity.
-    NotFinite = 422 "Invalid" "not-finite",
+    NotFinite = 422 "UnprocessableEntity" "not-finite",
     /// A number no HorizontalPodAutoscaler can compute with.
-    OutOfRange = 422 "Invalid" "out-of-range",
+    OutOfRange = 422 "UnprocessableEntity" "out-of-range",
     /// More than one series for one object.
-    Ambiguous = 422 "Invalid" "ambiguous",
+    Ambiguous = 422 "UnprocessableEntity" "ambiguous",
 
     // The operator of the adapter.
     /// A setting is still missing.
@@ -132,7 +132,7 @@ impl Error {
     /// Source: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/>.
     pub fn response(&self) -> Response {
         let (code, reason, word) = self.reason.row();
-        let mut details = json!({ "causes": [{ "reason": word, "message": self.message }] });
+        let mut details = json!({ "causes": [{ "reason": word }] });
         if let (Some(seconds), Some(map)) = (self.retry_after, details.as_object_mut()) {
             map.insert("retryAfterSeconds".to_owned(), seconds.into());
         }

@@ -9,7 +9,7 @@ use crate::api::{Response, metric_value_list};
 use crate::connections::Connections;
 use crate::discovery::{self, Document, Form};
 use crate::error::{Error, Reason};
-use crate::openapi::{self, Static};
+use crate::openapi;
 use crate::readings::Readings;
 use crate::route::{ApiVersion, Probe, Read, Route, percent_decode, route};
 use crate::tls::Serving;
@@ -57,7 +57,7 @@ pub struct Handler {
     trust: Arc<Trust>,
     serving: Arc<Serving>,
     connections: Arc<Connections>,
-    resources: RwLock<[Response; 2]>,
+    resources: RwLock<[Document; 2]>,
 }
 
 impl Handler {
@@ -102,28 +102,25 @@ impl Handler {
         let etag = asked.if_none_match.as_deref();
         let response = match routed? {
             Route::Health(probe, verbose) => self.health(probe, verbose),
-            _ if !discovery::accepts_json(accept) && discovery::negotiate_apis(accept) == Form::NotAcceptable => {
-                return Err(not_acceptable());
-            }
             Route::Apis => match discovery::negotiate_apis(accept) {
-                Form::Plain => document(discovery::group_list()),
-                Form::Aggregated(version) => document(discovery::group_discovery(version)),
+                Form::Plain => document(discovery::group_list(), etag),
+                Form::Aggregated(version) => document(discovery::group_discovery(version), etag),
                 Form::NotAcceptable => return Err(not_acceptable()),
             },
             _ if !discovery::accepts_json(accept) => return Err(not_acceptable()),
-            Route::Group => document(discovery::group()),
-            Route::OpenApiV2 => with_etag(openapi::v2(), etag),
-            Route::OpenApiV3(version) => with_etag(openapi::v3(version), etag),
-            Route::OpenApiV3Index => with_etag(openapi::v3_index(), etag),
+            Route::Group => document(discovery::group(), etag),
+            Route::OpenApiV2 => document(Document::json(openapi::V2), etag),
+            Route::OpenApiV3(version) => document(Document::json(openapi::v3(version)), etag),
+            Route::OpenApiV3Index => document(Document::json(&openapi::v3_index().to_string()), etag),
             Route::Read(read) => return Ok(Answer::Slow(read)),
-            Route::Resources(version) => self.resource_list(version),
-            Route::Root => document(discovery::root()),
+            Route::Resources(version) => document(self.resource_list(version), etag),
+            Route::Root => document(discovery::root(), etag),
             Route::Version => version(),
         };
         Ok(Answer::Now(response))
     }
 
-    fn resource_list(&self, version: ApiVersion) -> Response {
+    fn resource_list(&self, version: ApiVersion) -> Document {
         let [v1beta1, v1beta2] = &*self.resources.read().unwrap_or_else(PoisonError::into_inner);
         match version {
             ApiVersion::V1Beta1 => v1beta1.clone(),
@@ -173,23 +170,18 @@ fn not_acceptable() -> Error {
     Error::new(Reason::NotAcceptable, "only application/json is served: the Accept header does not allow it")
 }
 
-fn document(document: Document) -> Response {
-    Response::bytes(200, document.content_type, document.body)
-}
-
-fn with_etag(found: &Static, if_none_match: Option<&str>) -> Response {
-    let mut response = if openapi::not_modified(if_none_match, &found.etag) {
-        Response::bytes(304, "application/json", Vec::new())
-    } else {
-        Response::bytes(200, "application/json", found.body.clone())
-    };
-    response.headers.push(("ETag", found.etag.clone()));
+/// A document, or 304 for who has it already. The aggregator asks for all of them every minute.
+fn document(document: Document, if_none_match: Option<&str>) -> Response {
+    let tag = discovery::etag(&document.body);
+    let known = discovery::not_modified(if_none_match, &tag);
+    let (status, body) = if known { (304, Vec::new()) } else { (200, document.body) };
+    let mut response = Response::bytes(status, document.content_type, body);
+    response.headers.extend([("ETag", tag), ("Vary", "Accept".to_owned())]);
     response
 }
 
-fn resource_lists(metrics: &[String]) -> [Response; 2] {
-    [ApiVersion::V1Beta1, ApiVersion::V1Beta2]
-        .map(|version| document(discovery::resource_list(version.name(), metrics)))
+fn resource_lists(metrics: &[String]) -> [Document; 2] {
+    [ApiVersion::V1Beta1, ApiVersion::V1Beta2].map(|version| discovery::resource_list(version.name(), metrics))
 }
 
 /// As every API server tells its version, with the fields that clients expect.
