@@ -13,6 +13,12 @@ use crate::error::quoted;
 /// The cluster name that the manifests ship with.
 pub const PLACEHOLDER_CLUSTER: &str = "YourClusterName";
 
+const DEFAULT_ENDPOINT: &str = "https://app.sysdigcloud.com";
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const ENDPOINT: &str =
+    "https://HOST[:PORT][/PATH], such as https://app.sysdigcloud.com/api/ (http:// only for this machine)";
+const CLUSTER: &str = "the cluster's name as Sysdig Monitor shows it, without quotes or backslashes";
+
 /// Text that is never shown: it has no `Display`, and its `Debug` hides it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -70,8 +76,8 @@ pub struct Config {
     pub tls_files: Option<(PathBuf, PathBuf)>,
     /// `TLS_MIN_VERSION` is 1.3.
     pub tls13_only: bool,
-    /// `SOCKET_DIR`; None means a fresh private directory under `TMPDIR`.
-    pub socket_dir: Option<PathBuf>,
+    /// `SOCKET_DIR` or `TMPDIR`: where a fresh private directory for the inner sockets is made.
+    pub socket_dir: PathBuf,
     /// `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT` as an URL; None outside a pod.
     pub kubernetes: Option<String>,
     /// `SERVICE_ACCOUNT_DIR`: holds `token`, `ca.crt` and `namespace`.
@@ -82,32 +88,46 @@ pub struct Config {
 
 impl Config {
     /// Reads the settings through `variable`, which yields None for what is not set.
-    /// Errors: One line for each mistake, naming the variable and what would be right.
+    /// Errors: one line for each mistake, naming the variable and what would be right.
     pub fn read(variable: impl Fn(&str) -> Option<Result<String, String>>) -> Result<Self, Vec<String>> {
-        let mut reader = Reader { variable: &variable, mistakes: Vec::new() };
+        const ADDRESS: &str = "an address with a port, such as 0.0.0.0:10250 or [::]:10250";
+        let mut env = Reader { variable: &variable, mistakes: Vec::new() };
+        let seconds = Duration::from_secs;
         let config = Self {
-            endpoint: reader
-                .parse("SDC_ENDPOINT", parse_endpoint)
-                .unwrap_or_else(|| "https://app.sysdigcloud.com".to_owned()),
-            token: reader.token(),
-            cluster: reader.parse("CLUSTER_NAME", parse_cluster).filter(|name| name != PLACEHOLDER_CLUSTER),
-            sysdig_ca_file: reader.parse("SDC_CA_FILE", parse_path),
-            sysdig_timeout: reader.parse("SDC_TIMEOUT", parse_timeout).unwrap_or(Duration::from_secs(5)),
-            max_concurrent: reader.parse("SDC_MAX_CONCURRENT", parse_concurrency).unwrap_or(4),
-            max_age: reader.parse("MAX_AGE", parse_max_age).unwrap_or(Duration::from_secs(120)),
-            listen: reader.parse("LISTEN_ADDR", |text| {
-                text.parse().map_err(|_| "an address with a port, such as 0.0.0.0:10250 or [::]:10250".to_owned())
-            }),
-            tls_files: reader.tls_files(),
-            tls13_only: reader.parse("TLS_MIN_VERSION", parse_tls_version).unwrap_or(false),
-            socket_dir: reader.parse("SOCKET_DIR", parse_path),
-            kubernetes: reader.kubernetes(),
-            service_account_dir: reader
-                .parse("SERVICE_ACCOUNT_DIR", parse_path)
-                .unwrap_or_else(|| PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount")),
-            service_name: reader.parse("SERVICE_NAME", parse_service).unwrap_or_else(|| "api".to_owned()),
+            endpoint: env.parse("SDC_ENDPOINT", ENDPOINT, endpoint).unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
+            token: env.token(),
+            cluster: env.parse("CLUSTER_NAME", CLUSTER, cluster).filter(|name| name != PLACEHOLDER_CLUSTER),
+            sysdig_ca_file: env.path("SDC_CA_FILE"),
+            sysdig_timeout: env
+                .parse("SDC_TIMEOUT", "a duration from 100ms to 30s", |text| {
+                    duration(text).filter(|d| (Duration::from_millis(100)..=seconds(30)).contains(d))
+                })
+                .unwrap_or(Duration::from_secs(5)),
+            max_concurrent: env
+                .parse("SDC_MAX_CONCURRENT", "a number from 1 to 64", |text| {
+                    text.parse().ok().filter(|n| (1..=64).contains(n))
+                })
+                .unwrap_or(4),
+            // The shortest age still holds a whole window of samples.
+            max_age: env
+                .parse("MAX_AGE", "a duration from 60s to 1h", |text| {
+                    duration(text).filter(|d| (seconds(60)..=seconds(3600)).contains(d))
+                })
+                .unwrap_or(Duration::from_secs(120)),
+            listen: env.parse("LISTEN_ADDR", ADDRESS, |text| text.parse().ok()),
+            tls_files: env.tls_files(),
+            tls13_only: env.parse("TLS_MIN_VERSION", "1.2 or 1.3", tls13_only).unwrap_or(false),
+            socket_dir: env.path("SOCKET_DIR").unwrap_or_else(std::env::temp_dir),
+            kubernetes: env.kubernetes(),
+            service_account_dir: env.path("SERVICE_ACCOUNT_DIR").unwrap_or_else(|| SERVICE_ACCOUNT.into()),
+            service_name: env
+                .parse("SERVICE_NAME", "the name of a Kubernetes Service", |text| {
+                    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+                    (text.len() <= 63 && text.bytes().all(fits)).then(|| text.to_owned())
+                })
+                .unwrap_or_else(|| "api".to_owned()),
         };
-        if reader.mistakes.is_empty() { Ok(config) } else { Err(reader.mistakes) }
+        if env.mistakes.is_empty() { Ok(config) } else { Err(env.mistakes) }
     }
 }
 
@@ -128,147 +148,104 @@ impl Reader<'_> {
         }
     }
 
-    /// `parse` yields what would be right as its error; the text itself is shown, so secrets go another way.
-    fn parse<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+    /// The text is shown when it is not `right`, so secrets go another way.
+    fn parse<T>(&mut self, name: &str, right: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
         let text = self.text(name)?;
-        parse(&text)
-            .map_err(|right| {
-                self.mistakes.push(format!("{name} is {}: it must be {right}", quoted(&text)));
-            })
-            .ok()
+        let parsed = parse(&text);
+        if parsed.is_none() {
+            self.mistakes.push(format!("{name} is {}: it must be {right}", quoted(&text)));
+        }
+        parsed
+    }
+
+    fn path(&mut self, name: &str) -> Option<PathBuf> {
+        self.parse(name, "an absolute path", |text| Some(PathBuf::from(text)).filter(|path| path.is_absolute()))
     }
 
     fn token(&mut self) -> TokenSource {
         let given = self.text("SDC_TOKEN");
-        if let Some(file) = self.parse("SDC_TOKEN_FILE", parse_path) {
+        if let Some(file) = self.path("SDC_TOKEN_FILE") {
             return TokenSource::File(file);
         }
-        match given {
-            None => TokenSource::Missing,
-            Some(text) => Secret::new(&text).map_or_else(
-                || {
-                    self.mistakes.push("SDC_TOKEN holds blanks, control or non-ASCII characters".to_owned());
-                    TokenSource::Missing
-                },
-                TokenSource::Given,
-            ),
-        }
+        let Some(text) = given else { return TokenSource::Missing };
+        Secret::new(&text).map_or_else(
+            || {
+                self.mistakes.push("SDC_TOKEN holds blanks, control or non-ASCII characters".to_owned());
+                TokenSource::Missing
+            },
+            TokenSource::Given,
+        )
     }
 
     fn tls_files(&mut self) -> Option<(PathBuf, PathBuf)> {
-        match (self.parse("TLS_CERT_FILE", parse_path), self.parse("TLS_KEY_FILE", parse_path)) {
-            (Some(cert), Some(key)) => Some((cert, key)),
-            (None, None) => None,
-            _ => {
-                self.mistakes.push("TLS_CERT_FILE and TLS_KEY_FILE must be set together".to_owned());
-                None
-            }
+        let files = (self.path("TLS_CERT_FILE"), self.path("TLS_KEY_FILE"));
+        if files.0.is_some() != files.1.is_some() {
+            self.mistakes.push("TLS_CERT_FILE and TLS_KEY_FILE must be set together".to_owned());
         }
+        files.0.zip(files.1)
     }
 
     fn kubernetes(&mut self) -> Option<String> {
-        let host = self.parse("KUBERNETES_SERVICE_HOST", parse_host)?;
-        let port = self.parse("KUBERNETES_SERVICE_PORT", parse_port).unwrap_or(443);
+        let host = self.parse("KUBERNETES_SERVICE_HOST", "a host name or an address", host)?;
+        let port = self.parse("KUBERNETES_SERVICE_PORT", "a port from 1 to 65535", port).unwrap_or(443);
         Some(format!("https://{host}:{port}"))
     }
 }
 
-fn parse_path(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    if path.is_absolute() { Ok(path) } else { Err("an absolute path".to_owned()) }
-}
-
 /// A host for an URL; a bare IPv6 address gets its brackets.
-fn parse_host(text: &str) -> Result<String, String> {
+fn host(text: &str) -> Option<String> {
     let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
     match bare.parse::<IpAddr>() {
-        Ok(IpAddr::V6(address)) => Ok(format!("[{address}]")),
-        Ok(IpAddr::V4(address)) => Ok(address.to_string()),
-        Err(_) if is_host_name(text) => Ok(text.to_owned()),
-        Err(_) => Err("a host name or an address".to_owned()),
+        Ok(IpAddr::V6(address)) => Some(format!("[{address}]")),
+        Ok(IpAddr::V4(address)) => Some(address.to_string()),
+        Err(_) => {
+            let fits = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+            ((1..=253).contains(&text.len()) && text.bytes().all(fits)).then(|| text.to_owned())
+        }
     }
 }
 
-fn is_host_name(text: &str) -> bool {
-    text.len() <= 253 && !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
-}
-
-fn parse_port(text: &str) -> Result<u16, String> {
-    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| "a port from 1 to 65535".to_owned())
+fn port(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|port| *port != 0)
 }
 
 /// Accepts the endpoint as the old adapter (`https://HOST/api/`) and as Sysdig's SDK (`https://HOST`) want it.
-fn parse_endpoint(text: &str) -> Result<String, String> {
-    let right = || {
-        "https://HOST[:PORT][/PATH], such as https://app.sysdigcloud.com/api/ (http:// only for this machine)"
-            .to_owned()
-    };
-    let (scheme, rest) = text.split_once("://").ok_or_else(right)?;
+fn endpoint(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once("://")?;
     let rest = rest.trim_end_matches('/');
     let rest = rest.strip_suffix("/api").unwrap_or(rest).trim_end_matches('/');
-    let (authority, path) = rest.split_once('/').map_or((rest, ""), |(authority, path)| (authority, path));
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, Some(parse_port(port).map_err(|_| right())?)),
-        _ => (authority, None),
+    let (authority, path) = rest.split_once('/').map_or((rest, None), |(authority, path)| (authority, Some(path)));
+    let (name, number) = match authority.rsplit_once(':') {
+        Some((name, digits)) if !digits.ends_with(']') => (name, format!(":{}", port(digits)?)),
+        _ => (authority, String::new()),
     };
-    let host = parse_host(host).map_err(|_| right())?;
-    if !path.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~/".contains(&b)) {
-        return Err(right());
-    }
-    let bare = host.trim_matches(['[', ']']);
-    let loopback = host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    let host = host(name)?;
+    let path = path.map_or_else(String::new, |path| format!("/{path}"));
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    let loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
     let scheme = scheme.to_ascii_lowercase();
-    if scheme != "https" && !(scheme == "http" && loopback) {
-        return Err(right());
-    }
-    let port = port.map_or_else(String::new, |port| format!(":{port}"));
-    let path = if path.is_empty() { String::new() } else { format!("/{path}") };
-    Ok(format!("{scheme}://{host}{port}{path}"))
+    let fits = path.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~/".contains(&b))
+        && (scheme == "https" || (scheme == "http" && loopback));
+    fits.then(|| format!("{scheme}://{host}{number}{path}"))
 }
 
 /// A cluster name goes into a filter that knows no escapes.
-fn parse_cluster(text: &str) -> Result<String, String> {
-    if text.len() <= 253 && !text.chars().any(|c| c.is_control() || matches!(c, '\'' | '"' | '\\')) {
-        Ok(text.to_owned())
-    } else {
-        Err("the cluster's name as Sysdig Monitor shows it, without quotes or backslashes".to_owned())
-    }
+fn cluster(text: &str) -> Option<String> {
+    let fits = text.len() <= 253 && !text.chars().any(|c| c.is_control() || matches!(c, '\'' | '"' | '\\'));
+    fits.then(|| text.to_owned())
 }
 
-fn parse_service(text: &str) -> Result<String, String> {
-    let fits = text.len() <= 63 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    if fits { Ok(text.to_owned()) } else { Err("the name of a Kubernetes Service".to_owned()) }
-}
-
-fn parse_tls_version(text: &str) -> Result<bool, String> {
+fn tls13_only(text: &str) -> Option<bool> {
     match text {
-        "1.2" | "VersionTLS12" => Ok(false),
-        "1.3" | "VersionTLS13" => Ok(true),
-        _ => Err("1.2 or 1.3".to_owned()),
+        "1.2" | "VersionTLS12" => Some(false),
+        "1.3" | "VersionTLS13" => Some(true),
+        _ => None,
     }
-}
-
-fn parse_concurrency(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|n| (1..=64).contains(n)).ok_or_else(|| "a number from 1 to 64".to_owned())
-}
-
-fn parse_timeout(text: &str) -> Result<Duration, String> {
-    parse_duration(text)
-        .filter(|d| (Duration::from_millis(100)..=Duration::from_secs(30)).contains(d))
-        .ok_or_else(|| "a duration from 100ms to 30s".to_owned())
-}
-
-/// The shortest age still holds a whole window of samples.
-fn parse_max_age(text: &str) -> Result<Duration, String> {
-    parse_duration(text)
-        .filter(|d| (Duration::from_secs(60)..=Duration::from_secs(3600)).contains(d))
-        .ok_or_else(|| "a duration from 60s to 1h".to_owned())
 }
 
 /// One number with one unit: `500ms`, `5s`, `2m`, `1h`.
-fn parse_duration(text: &str) -> Option<Duration> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
+fn duration(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
     let number: u64 = number.parse().ok()?;
     let millis = match unit {
         "ms" => 1,
@@ -390,10 +367,10 @@ mod tests {
     #[test]
     fn durations_have_one_number_and_one_unit() {
         for (text, millis) in [("500ms", 500), ("5s", 5_000), ("2m", 120_000), ("1h", 3_600_000)] {
-            assert_eq!(parse_duration(text), Some(Duration::from_millis(millis)), "{text}");
+            assert_eq!(duration(text), Some(Duration::from_millis(millis)), "{text}");
         }
         for text in ["", "5", "s", "1.5s", "-1s", "1m30s", "99999999999999999999s", "5 s", "é"] {
-            assert_eq!(parse_duration(text), None, "{text}");
+            assert_eq!(duration(text), None, "{text}");
         }
     }
 }

@@ -109,7 +109,7 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
     let handler = Handler::new(readings, Arc::clone(&trust), Arc::clone(&serving), Arc::clone(&connections));
     let handler = Arc::new(handler);
 
-    let sockets = Sockets::create(config.socket_dir.as_deref()).map_err(|error| format!("SOCKET_DIR: {error}"))?;
+    let sockets = Sockets::create(&config.socket_dir).map_err(|error| format!("SOCKET_DIR: {error}"))?;
     let (front_proxy, direct) = (sockets.path("front-proxy"), sockets.path("direct"));
     let classes = [(Class::FrontProxy, front_proxy.as_path()), (Class::Direct, direct.as_path())];
     server::start(&handler, &classes, config.max_concurrent)?;
@@ -226,25 +226,10 @@ fn capacity(limits: &str) -> usize {
 struct Sockets(PathBuf);
 
 impl Sockets {
-    fn create(given: Option<&Path>) -> io::Result<Self> {
-        let mut builder = DirBuilder::new();
-        builder.mode(0o700);
-        if let Some(directory) = given {
-            builder.recursive(true).create(directory)?;
-            fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
-            let sockets = Self(directory.to_owned());
-            for name in ["front-proxy", "direct"] {
-                match fs::remove_file(sockets.path(name)) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-            }
-            return Ok(sockets);
-        }
-        let parent = std::env::temp_dir();
+    fn create(parent: &Path) -> io::Result<Self> {
         for attempt in 0..100 {
             let directory = parent.join(format!("sysdig-metrics-adapter-{}-{attempt}", std::process::id()));
-            match builder.create(&directory) {
+            match DirBuilder::new().mode(0o700).create(&directory) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", directory.display()))),
                 Ok(()) => return Ok(Self(directory)),
@@ -290,15 +275,14 @@ mod tests {
     #[test]
     fn sockets_lie_in_a_private_directory_that_goes_with_them() {
         use std::os::unix::fs::PermissionsExt;
-        let sockets = Sockets::create(None).unwrap();
+        let parent = std::env::temp_dir();
+        let (sockets, other) = (Sockets::create(&parent).unwrap(), Sockets::create(&parent).unwrap());
         let directory = sockets.0.clone();
+        assert_ne!(directory, other.0, "what a crash left behind is not used again");
         assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o777, 0o700);
         fs::write(sockets.path("direct"), "").unwrap();
         drop(sockets);
         assert!(!directory.exists());
-        let given = Sockets::create(Some(&directory)).unwrap();
-        fs::write(given.path("direct"), "").unwrap();
-        let again = Sockets::create(Some(&directory)).unwrap();
-        assert!(!again.path("direct").exists(), "what a crash left behind is removed");
+        assert!(Sockets::create(Path::new("/nonexistent")).is_err());
     }
 }
