@@ -30,6 +30,11 @@ impl Secret {
         fits.then(|| Self(text.to_owned()))
     }
 
+    /// A header's value, which may hold blanks. None if it is empty.
+    pub fn header(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| Self(text.to_owned()))
+    }
+
     /// The text itself, for the one header it is made for.
     pub fn expose(&self) -> &str {
         &self.0

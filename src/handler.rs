@@ -1,17 +1,19 @@
-//! One request, from who asks to the answer; what must wait is handed back as such.
+//! One request, from who asks to the answer; what must wait says so.
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
 use crate::api::{Response, metric_value_list};
+use crate::auth::{Auth, User, unauthenticated};
+use crate::config::Secret;
 use crate::connections::Connections;
 use crate::discovery::{self, Document, Form};
 use crate::error::{Error, Reason};
 use crate::openapi;
 use crate::readings::Readings;
-use crate::route::{ApiVersion, Probe, Read, Route, percent_decode, route};
+use crate::route::{ApiVersion, Probe, Read, Route, route};
 use crate::tls::Serving;
 use crate::trust::Trust;
 
@@ -37,22 +39,31 @@ pub struct Asked {
     pub accept: Option<String>,
     /// `If-None-Match`
     pub if_none_match: Option<String>,
-    /// The user whom a front proxy names, percent-encoded.
-    pub user: Option<String>,
+    /// `Authorization`
+    pub authorization: Option<Secret>,
+    /// Whom the front proxy names.
+    pub user: User,
 }
 
-/// What to do with a request.
+/// Why there is no answer yet, or none at all.
 #[derive(Debug)]
-pub enum Answer {
-    /// Send this.
-    Now(Response),
-    /// Ask [`Handler::read`] from where waiting is allowed.
-    Slow(Box<Read>),
+pub enum Stop {
+    /// This is the answer.
+    Refused(Error),
+    /// Ask again with `wait`, from where waiting is allowed.
+    Wait,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
 }
 
 /// Answers requests.
 #[derive(Debug)]
 pub struct Handler {
+    auth: Arc<Auth>,
     readings: Readings,
     trust: Arc<Trust>,
     serving: Arc<Serving>,
@@ -62,8 +73,14 @@ pub struct Handler {
 
 impl Handler {
     /// Discovery lists well-known metrics until [`Self::list`] is called.
-    pub fn new(readings: Readings, trust: Arc<Trust>, serving: Arc<Serving>, connections: Arc<Connections>) -> Self {
-        Self { readings, trust, serving, connections, resources: RwLock::new(resource_lists(&[])) }
+    pub fn new(
+        auth: Arc<Auth>,
+        readings: Readings,
+        trust: Arc<Trust>,
+        serving: Arc<Serving>,
+        connections: Arc<Connections>,
+    ) -> Self {
+        Self { auth, readings, trust, serving, connections, resources: RwLock::new(resource_lists(&[])) }
     }
 
     /// From now on discovery lists these metrics.
@@ -72,52 +89,69 @@ impl Handler {
         *self.resources.write().unwrap_or_else(PoisonError::into_inner) = lists;
     }
 
-    /// Answers from memory, or says that the answer must be waited for.
-    pub fn answer(&self, asked: &Asked) -> Answer {
-        match self.decide(asked) {
-            Ok(answer) => answer,
-            Err(error) => Answer::Now(error.response()),
-        }
-    }
-
-    /// Reads a metric; waits for Sysdig and the Kubernetes API.
-    pub fn read(&self, read: &Read) -> Response {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        match self.readings.read(read, now) {
-            Ok(value) => metric_value_list(read, value),
-            Err(error) => {
-                log::debug!("{}: {}: {}", read.path, error.reason.word(), error.message);
-                error.response()
+    /// The answer; None if it cannot be had from memory and `wait` is false.
+    pub fn answer(&self, asked: &Asked, wait: bool) -> Option<Response> {
+        match self.decide(asked, wait) {
+            Ok(response) => Some(response),
+            Err(Stop::Refused(error)) => {
+                log::debug!("{} {}: {}: {}", asked.method, asked.target, error.reason.word(), error.message);
+                Some(error.response())
             }
+            Err(Stop::Wait) => None,
         }
     }
 
-    fn decide(&self, asked: &Asked) -> Result<Answer, Error> {
+    fn decide(&self, asked: &Asked, wait: bool) -> Result<Response, Stop> {
         let routed = route(&asked.method, &asked.target);
-        let open = matches!(routed, Ok(Route::Health(..) | Route::Version));
-        if !open {
-            authenticate(asked)?;
+        match routed {
+            Ok(Route::Health(probe, verbose)) => return Ok(self.health(probe, verbose)),
+            Ok(Route::Version) => return Ok(version()),
+            _ => {}
         }
-        let accept = asked.accept.as_deref();
-        let etag = asked.if_none_match.as_deref();
-        let response = match routed? {
-            Route::Health(probe, verbose) => self.health(probe, verbose),
-            Route::Apis => match discovery::negotiate_apis(accept) {
-                Form::Plain => document(discovery::group_list(), etag),
-                Form::Aggregated(version) => document(discovery::group_discovery(version), etag),
-                Form::NotAcceptable => return Err(not_acceptable()),
-            },
-            _ if !discovery::accepts_json(accept) => return Err(not_acceptable()),
-            Route::Group => document(discovery::group(), etag),
-            Route::OpenApiV2 => document(Document::json(openapi::V2), etag),
-            Route::OpenApiV3(version) => document(Document::json(openapi::v3(version)), etag),
-            Route::OpenApiV3Index => document(Document::json(&openapi::v3_index().to_string()), etag),
-            Route::Read(read) => return Ok(Answer::Slow(read)),
-            Route::Resources(version) => document(self.resource_list(version), etag),
-            Route::Root => document(discovery::root(), etag),
-            Route::Version => version(),
+        let now = Instant::now();
+        let user = self.user(asked, wait, now)?;
+        let route = routed?;
+        let path = asked.target.split('?').next().unwrap_or_default();
+        self.auth.check(&user, &route, path, wait, now)?;
+        let (accept, etag) = (asked.accept.as_deref(), asked.if_none_match.as_deref());
+        if let Route::Apis = route {
+            return match discovery::negotiate_apis(accept) {
+                Form::Plain => Ok(document(discovery::group_list(), etag)),
+                Form::Aggregated(version) => Ok(document(discovery::group_discovery(version), etag)),
+                Form::NotAcceptable => Err(not_acceptable().into()),
+            };
+        }
+        if !discovery::accepts_json(accept) {
+            return Err(not_acceptable().into());
+        }
+        let found = match route {
+            Route::Read(read) if wait => return Ok(self.read(&read)?),
+            Route::Read(_) => return Err(Stop::Wait),
+            Route::Group => discovery::group(),
+            Route::OpenApiV2 => Document::json(openapi::V2),
+            Route::OpenApiV3(version) => Document::json(openapi::v3(version)),
+            Route::OpenApiV3Index => Document::json(&openapi::v3_index().to_string()),
+            Route::Resources(version) => self.resource_list(version),
+            Route::Apis | Route::Health(..) | Route::Root | Route::Version => discovery::root(),
         };
-        Ok(Answer::Now(response))
+        Ok(document(found, etag))
+    }
+
+    /// A front proxy's word counts on its own connections only; all others need a bearer token.
+    fn user(&self, asked: &Asked, wait: bool, now: Instant) -> Result<User, Stop> {
+        if asked.class == Class::FrontProxy && !asked.user.name.is_empty() {
+            return Ok(asked.user.clone().authenticated());
+        }
+        let header = asked.authorization.as_ref().map(Secret::expose);
+        let token =
+            header.and_then(|value| value.split_once(' ')).filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer"));
+        let (_, token) = token.ok_or_else(unauthenticated)?;
+        self.auth.user(token.trim(), wait, now)
+    }
+
+    fn read(&self, read: &Read) -> Result<Response, Error> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.readings.read(read, now).map(|value| metric_value_list(read, value))
     }
 
     fn resource_list(&self, version: ApiVersion) -> Document {
@@ -153,17 +187,6 @@ impl Handler {
         lines.push_str(&format!("{name} check {}\n", if passed { "passed" } else { "failed" }));
         Response::text(if passed { 200 } else { 503 }, &lines)
     }
-}
-
-/// Who asks must be proved; a client certificate of the cluster or a bearer token proves nothing here.
-fn authenticate(asked: &Asked) -> Result<String, Error> {
-    let claimed = asked.user.as_deref().filter(|_| asked.class == Class::FrontProxy);
-    claimed.and_then(|user| percent_decode(user, false)).ok_or_else(|| {
-        Error::new(
-            Reason::Unauthenticated,
-            "Unauthorized: requests come through the Kubernetes API server (kubectl get --raw /apis/custom.metrics.k8s.io)",
-        )
-    })
 }
 
 fn not_acceptable() -> Error {

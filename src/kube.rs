@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use ureq::Agent;
+use ureq::http::{Method, Request};
 
 use crate::agent::{Roots, agent, explain};
 use crate::config::{Config, Secret};
@@ -33,28 +34,20 @@ pub struct Kube {
     agent: Mutex<Option<(Vec<u8>, Agent)>>,
 }
 
-/// Why there is no answer.
-#[derive(Debug)]
-enum Failure {
-    Forbidden(String),
-    NotFound,
-    Unavailable(String),
-}
-
 impl Kube {
     /// Uses the API server and the service account directory of `config`.
     pub fn new(config: &Config) -> Self {
         Self { base: config.kubernetes.clone(), directory: config.service_account_dir.clone(), agent: Mutex::new(None) }
     }
 
-    /// Makes sure that the object exists.
-    /// Errors: It does not, or the API cannot tell.
+    /// Makes sure that the object exists. Errors: it does not, or the API cannot tell.
     pub fn check_object(&self, resource: &Resource, namespace: &str, name: &str) -> Result<(), Error> {
-        self.object(resource, namespace, name, METADATA).map(|_| ())
+        let path = path(resource, namespace, name);
+        self.call(Method::GET, &path, METADATA, None, &named(resource, namespace, name)).map(|_| ())
     }
 
     /// How many of the object's pods are Ready; None where an object does not tell.
-    /// Errors: The object does not exist, or the API cannot tell.
+    /// Errors: it does not exist, or the API cannot tell.
     pub fn ready_pods(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Option<u64>, Error> {
         if *resource == Resource::SERVICES {
             return self.ready_endpoints(namespace, name).map(Some);
@@ -62,7 +55,8 @@ impl Kube {
         if *resource == Resource::NAMESPACES {
             return Ok(None);
         }
-        let object = self.object(resource, namespace, name, FULL)?;
+        let path = path(resource, namespace, name);
+        let object = self.call(Method::GET, &path, FULL, None, &named(resource, namespace, name))?;
         if *resource == Resource::PODS {
             return Ok(Some(u64::from(is_ready(&object))));
         }
@@ -75,94 +69,96 @@ impl Kube {
         let path = format!(
             "/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3D{service}"
         );
-        let slices = self.get(&path, FULL).map_err(|failure| {
-            failure.into_error("list", "endpointslices.discovery.k8s.io", namespace, "EndpointSlices", service)
-        })?;
+        let what = format!("the EndpointSlices of Service {service} in namespace {namespace}");
+        let slices = self.call(Method::GET, &path, FULL, None, &what)?;
         let endpoints = items(&slices, "/items").flat_map(|slice| items(slice, "/endpoints"));
         let ready = endpoints.filter(|endpoint| endpoint.pointer("/conditions/ready") != Some(&Value::Bool(false)));
-        let names: BTreeSet<String> = ready
+        let names: BTreeSet<&str> = ready
             .filter_map(|endpoint| endpoint.pointer("/targetRef/name").or_else(|| endpoint.pointer("/addresses/0")))
-            .filter_map(|name| name.as_str().map(str::to_owned))
+            .filter_map(Value::as_str)
             .collect();
         Ok(names.len() as u64)
     }
 
     /// The request header configuration, from its ConfigMap.
-    /// Errors: It cannot be read or understood; the message names the mend.
+    /// Errors: it cannot be read or understood; the message names the mend.
     pub fn request_header(&self) -> Result<RequestHeader, Error> {
-        let config_map = self.get(REQUEST_HEADER, FULL).map_err(|failure| match failure {
-            Failure::Forbidden(_) => Error::new(
-                Reason::KubernetesForbidden,
-                "ConfigMap kube-system/extension-apiserver-authentication may not be read: RoleBinding \
-                 custom-metrics-auth-reader in kube-system is missing, kubectl apply -f manifests/01-sysdig-metrics-rbac.yml",
-            ),
-            Failure::NotFound => unavailable(
-                "ConfigMap kube-system/extension-apiserver-authentication does not exist: is the API server started \
-                 with --requestheader-client-ca-file?",
-            ),
-            Failure::Unavailable(why) => unavailable(why),
+        let what = "ConfigMap kube-system/extension-apiserver-authentication";
+        let config_map = self.call(Method::GET, REQUEST_HEADER, FULL, None, what).map_err(|mut error| {
+            if error.reason == Reason::KubernetesForbidden {
+                error.message =
+                    format!("{}: RoleBinding custom-metrics-auth-reader is missing in kube-system", error.message);
+            }
+            error
         })?;
-        RequestHeader::parse(&config_map).map_err(|mistake| {
-            unavailable(format!("ConfigMap kube-system/extension-apiserver-authentication: {mistake}"))
-        })
+        RequestHeader::parse(&config_map).map_err(|mistake| unavailable(&format!("{what}: {mistake}")))
     }
 
     /// The namespace that the adapter runs in.
     pub fn own_namespace(&self) -> String {
-        std::fs::read_to_string(self.directory.join("namespace"))
-            .map(|text| text.trim().to_owned())
-            .ok()
-            .filter(|text| !text.is_empty())
-            .unwrap_or_else(|| "custom-metrics".to_owned())
+        let text = self.file("namespace").ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
+        if text.trim().is_empty() { "custom-metrics".to_owned() } else { text.trim().to_owned() }
     }
 
-    fn object(&self, resource: &Resource, namespace: &str, name: &str, accept: &str) -> Result<Value, Error> {
-        self.get(&path(resource, namespace, name), accept)
-            .map_err(|failure| failure.into_error("get", &resource.qualified(), namespace, resource.kind, name))
-    }
-
-    fn get(&self, path: &str, accept: &str) -> Result<Value, Failure> {
-        let unavailable = |why: String| Failure::Unavailable(format!("the Kubernetes API cannot be asked: {why}"));
-        let base = self.base.as_ref().ok_or_else(|| {
-            unavailable(
-                "KUBERNETES_SERVICE_HOST is not set; the adapter runs in a pod with a service account".to_owned(),
-            )
-        })?;
-        let token = self.file("token").map_err(unavailable)?;
-        let token = std::str::from_utf8(&token)
-            .ok()
-            .and_then(|text| Secret::new(text.trim()))
-            .ok_or_else(|| unavailable(format!("{} holds no token", self.directory.join("token").display())))?;
-        let agent = self.agent().map_err(unavailable)?;
-        let mut response = agent
-            .get(format!("{base}{path}"))
-            .header("Accept", accept)
-            .header("Authorization", format!("Bearer {}", token.expose()))
-            .call()
-            .map_err(|error| unavailable(explain(&error)))?;
-        let status = response.status().as_u16();
-        let body = response
-            .body_mut()
-            .with_config()
-            .limit(LARGEST_ANSWER)
-            .read_to_vec()
-            .map_err(|error| unavailable(explain(&error)))?;
+    /// One call whose answer is an object. `what` names its subject for the reader of an error.
+    /// Errors: [`Reason::ObjectNotFound`], [`Reason::KubernetesForbidden`] or [`Reason::KubernetesUnavailable`].
+    pub fn call(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: Option<&Value>,
+        what: &str,
+    ) -> Result<Value, Error> {
+        let (status, answer) = self.exchange(method, path, accept, body)?;
         match status {
-            200 => serde_json::from_slice(&body).map_err(|_| unavailable("its answer is not JSON".to_owned())),
-            401 => Err(unavailable("it does not accept the service account token (401)".to_owned())),
-            403 => Err(Failure::Forbidden(message(&body))),
-            404 => Err(Failure::NotFound),
-            other => Err(unavailable(format!("it answers {other}: {}", quoted(&message(&body))))),
+            200 | 201 => serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON")),
+            401 => Err(unavailable("it does not accept the service account token (401)")),
+            403 => Err(Error::new(
+                Reason::KubernetesForbidden,
+                format!(
+                    "the adapter lacks a permission for {what}, kubectl apply -f manifests/01-sysdig-metrics-rbac.yml \
+                     restores its roles ({})",
+                    quoted(&message(&answer))
+                ),
+            )),
+            404 => Err(Error::new(Reason::ObjectNotFound, format!("{what} does not exist"))),
+            other => Err(unavailable(&format!("it answers {other}: {}", quoted(&message(&answer))))),
         }
     }
 
-    fn file(&self, name: &str) -> Result<Vec<u8>, String> {
+    fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: Option<&Value>,
+    ) -> Result<(u16, Vec<u8>), Error> {
+        let missing = "KUBERNETES_SERVICE_HOST is not set; the adapter runs in a pod with a service account";
+        let base = self.base.as_ref().ok_or_else(|| unavailable(missing))?;
+        let token = self.file("token")?;
+        let token = std::str::from_utf8(&token).ok().and_then(|text| Secret::new(text.trim()));
+        let token = token.ok_or_else(|| unavailable("the service account directory holds no usable token"))?;
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{base}{path}"))
+            .header("Accept", accept)
+            .header("Authorization", format!("Bearer {}", token.expose()))
+            .header("Content-Type", "application/json")
+            .body(body.map(Value::to_string).unwrap_or_default())
+            .map_err(|error| unavailable(&error.to_string()))?;
+        let mut response = self.agent()?.run(request).map_err(|error| unavailable(&explain(&error)))?;
+        let answer = response.body_mut().with_config().limit(LARGEST_ANSWER).read_to_vec();
+        Ok((response.status().as_u16(), answer.map_err(|error| unavailable(&explain(&error)))?))
+    }
+
+    fn file(&self, name: &str) -> Result<Vec<u8>, Error> {
         let path = self.directory.join(name);
-        std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))
+        std::fs::read(&path).map_err(|error| unavailable(&format!("{}: {error}", path.display())))
     }
 
     /// The client for the CA of this moment.
-    fn agent(&self) -> Result<Agent, String> {
+    fn agent(&self) -> Result<Agent, Error> {
         let ca = self.file("ca.crt")?;
         let mut cached = self.agent.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, agent)) = cached.as_ref()
@@ -170,37 +166,20 @@ impl Kube {
         {
             return Ok(agent.clone());
         }
-        let roots = certificates(&ca)
-            .map_err(|mistake| format!("{} holds {mistake}", self.directory.join("ca.crt").display()))?;
+        let roots = certificates(&ca).map_err(|mistake| unavailable(&format!("ca.crt holds {mistake}")))?;
         let made = agent(Roots::Given(roots), TIMEOUT, None);
         *cached = Some((ca, made.clone()));
         Ok(made)
     }
 }
 
-impl Failure {
-    fn into_error(self, verb: &str, resource: &str, namespace: &str, kind: &str, name: &str) -> Error {
-        match self {
-            Self::NotFound => {
-                let place = if kind == "Namespace" { String::new() } else { format!(" in namespace {namespace}") };
-                Error::new(Reason::ObjectNotFound, format!("{kind} {name} does not exist{place}"))
-            }
-            Self::Forbidden(message) => Error::new(
-                Reason::KubernetesForbidden,
-                format!(
-                    "the adapter may not {verb} {resource} in namespace {namespace}: ClusterRole \
-                     custom-metrics-resource-reader must allow it, kubectl apply -f manifests/01-sysdig-metrics-rbac.yml \
-                     ({})",
-                    quoted(&message)
-                ),
-            ),
-            Self::Unavailable(why) => unavailable(why),
-        }
-    }
+fn unavailable(why: &str) -> Error {
+    Error::new(Reason::KubernetesUnavailable, format!("the Kubernetes API cannot be asked: {why}"))
 }
 
-fn unavailable(why: impl Into<String>) -> Error {
-    Error::new(Reason::KubernetesUnavailable, why)
+fn named(resource: &Resource, namespace: &str, name: &str) -> String {
+    let place = if *resource == Resource::NAMESPACES { String::new() } else { format!(" in namespace {namespace}") };
+    format!("{} {name}{place}", resource.kind)
 }
 
 fn path(resource: &Resource, namespace: &str, name: &str) -> String {

@@ -12,6 +12,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod auth;
 pub mod changes;
 pub mod config;
 pub mod connections;

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
+use crate::auth::Auth;
 use crate::changes::Changes;
 use crate::config::Config;
 use crate::connections::Connections;
@@ -106,7 +107,13 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
     let connections =
         Arc::new(Connections::new(capacity(&fs::read_to_string("/proc/self/limits").unwrap_or_default())));
     let readings = Readings::new(config, Arc::clone(&kube), Arc::clone(&sysdig), Arc::clone(&changes));
-    let handler = Handler::new(readings, Arc::clone(&trust), Arc::clone(&serving), Arc::clone(&connections));
+    let handler = Handler::new(
+        Auth::start(Arc::clone(&kube)),
+        readings,
+        Arc::clone(&trust),
+        Arc::clone(&serving),
+        Arc::clone(&connections),
+    );
     let handler = Arc::new(handler);
 
     let sockets = Sockets::create(&config.socket_dir).map_err(|error| format!("SOCKET_DIR: {error}"))?;

@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 use tiny_http::{Header, Request, Server};
 
 use crate::api::Response;
+use crate::auth::User;
+use crate::config::Secret;
 use crate::error::{Error, Reason};
-use crate::handler::{Answer, Asked, Class, Handler};
-use crate::route::Read;
+use crate::handler::{Asked, Class, Handler};
+use crate::route::percent_decode;
 
 const WORKERS: usize = 2;
 /// What waits for longer than this has a caller who gave up.
@@ -26,7 +28,7 @@ const STACK: usize = 512 * 1024;
 /// Work that waits for Sysdig or the Kubernetes API.
 struct Job {
     request: Request,
-    read: Read,
+    asked: Asked,
     since: Instant,
 }
 
@@ -64,11 +66,11 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String>
 }
 
 fn dispatch(handler: &Handler, class: Class, request: Request, queue: &SyncSender<Job>) {
-    let answer = guarded(|| handler.answer(&asked(class, &request)));
-    match answer {
-        Ok(Answer::Now(response)) => respond(request, response),
-        Ok(Answer::Slow(read)) => {
-            let refused = match queue.try_send(Job { request, read: *read, since: Instant::now() }) {
+    let asked = asked(class, &request);
+    match guarded(|| handler.answer(&asked, false)) {
+        Ok(Some(response)) => respond(request, response),
+        Ok(None) => {
+            let refused = match queue.try_send(Job { request, asked, since: Instant::now() }) {
                 Ok(()) => return,
                 Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
             };
@@ -81,10 +83,11 @@ fn dispatch(handler: &Handler, class: Class, request: Request, queue: &SyncSende
 /// Does one job; None when there will be no more.
 fn work(handler: &Handler, jobs: &Mutex<Receiver<Job>>) -> Option<()> {
     let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()?;
-    let response = if job.since.elapsed() > PATIENCE {
-        overloaded().response()
-    } else {
-        guarded(|| handler.read(&job.read)).unwrap_or_else(|error| error.response())
+    let answer = if job.since.elapsed() > PATIENCE { Ok(None) } else { guarded(|| handler.answer(&job.asked, true)) };
+    let response = match answer {
+        Ok(Some(response)) => response,
+        Ok(None) => overloaded().response(),
+        Err(error) => error.response(),
     };
     respond(job.request, response);
     Some(())
@@ -103,17 +106,33 @@ fn overloaded() -> Error {
 }
 
 fn asked(class: Class, request: &Request) -> Asked {
-    let header = |name: &'static str| {
-        let found = request.headers().iter().find(|header| header.field.equiv(name));
-        found.map(|header| header.value.as_str().to_owned())
+    let values = |name: &'static str| {
+        let found = request.headers().iter().filter(move |header| header.field.equiv(name));
+        found.map(|header| header.value.as_str())
     };
+    let decoded = |text: &str| percent_decode(text, false);
+    let first = |name| values(name).next().map(str::to_owned);
+    let mut user = User {
+        name: values("X-Remote-User").next().and_then(decoded).unwrap_or_default(),
+        uid: values("X-Remote-Uid").next().and_then(decoded).unwrap_or_default(),
+        groups: values("X-Remote-Group").filter_map(decoded).collect(),
+        ..User::default()
+    };
+    for header in request.headers() {
+        let name = header.field.as_str().as_str().to_ascii_lowercase();
+        let key = name.strip_prefix("x-remote-extra-").and_then(decoded);
+        if let (Some(key), Some(value)) = (key, decoded(header.value.as_str())) {
+            user.extra.entry(key).or_default().push(value);
+        }
+    }
     Asked {
         class,
         method: request.method().as_str().to_owned(),
         target: request.url().to_owned(),
-        accept: header("Accept"),
-        if_none_match: header("If-None-Match"),
-        user: header("X-Remote-User"),
+        accept: first("Accept"),
+        if_none_match: first("If-None-Match"),
+        authorization: values("Authorization").next().and_then(Secret::header),
+        user,
     }
 }
 

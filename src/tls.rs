@@ -17,6 +17,15 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
+/// SHA-256, for what must not be kept or guessed.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let suite = ring::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13();
+    let hash = suite.map(|suite| suite.common.hash_provider.hash(bytes));
+    let mut digest = [0; 32];
+    hash.iter().flat_map(AsRef::as_ref).zip(&mut digest).for_each(|(from, to)| *to = *from);
+    digest
+}
+
 /// The certificates in a PEM bundle.
 /// Errors: Says what is wrong with it; an empty bundle is wrong, too.
 pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -172,6 +181,12 @@ impl ClientCertVerifier for AnyClientCertificate {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sha256_is_that_of_fips_180() {
+        let hex: String = sha256(b"abc").iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
 
     #[test]
     fn pem_survives_the_way_out_and_in() {

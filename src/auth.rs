@@ -1,0 +1,304 @@
+//! Who asks and whether they may: both decided by the Kubernetes API, and remembered for a while.
+//!
+//! Sources: <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#authenticating-proxy>,
+//! <https://kubernetes.io/docs/reference/kubernetes-api/authorization-resources/subject-access-review-v1/>.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use ureq::http::Method;
+
+use crate::error::{Error, Reason};
+use crate::handler::Stop;
+use crate::kube::Kube;
+use crate::route::{GROUP, Resource, Route};
+use crate::tls::sha256;
+
+const AUTHENTICATED: &str = "system:authenticated";
+const MASTERS: &str = "system:masters";
+const TOKEN: Duration = Duration::from_secs(10);
+const ALLOW: Duration = Duration::from_secs(60);
+const DENY: Duration = Duration::from_secs(10);
+/// An allowance that is used when it has less than this left is asked for again in the background,
+/// so that an autoscaler's read never waits for it.
+const AHEAD: Duration = Duration::from_secs(30);
+const MOST_REMEMBERED: usize = 10_000;
+const REFRESHES: usize = 64;
+
+/// Who asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct User {
+    /// `system:serviceaccount:kube-system:horizontal-pod-autoscaler`
+    #[serde(rename(serialize = "user", deserialize = "username"))]
+    pub name: String,
+    /// Differs for another user of the same name.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// With `system:authenticated`, which everyone has who proved anything.
+    pub groups: Vec<String>,
+    /// What else the authenticator knows.
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+type Digest = [u8; 32];
+
+#[derive(Debug)]
+struct Remembered<T> {
+    known: T,
+    until: Instant,
+    asked_again: bool,
+}
+
+type Memory<T> = Mutex<HashMap<Digest, Remembered<T>>>;
+
+/// Asks the Kubernetes API, and remembers.
+#[derive(Debug)]
+pub struct Auth {
+    kube: Arc<Kube>,
+    tokens: Memory<Option<User>>,
+    /// Why a request is denied; None if it is allowed.
+    decisions: Memory<Option<String>>,
+    refreshes: SyncSender<(Digest, Value)>,
+}
+
+impl User {
+    /// Every authenticated user is also one of this group; the aggregator does not always say so.
+    #[must_use]
+    pub fn authenticated(mut self) -> Self {
+        if !self.groups.iter().any(|group| group == AUTHENTICATED) {
+            self.groups.push(AUTHENTICATED.to_owned());
+        }
+        self
+    }
+}
+
+impl Auth {
+    /// Starts the thread that refreshes allowances.
+    pub fn start(kube: Arc<Kube>) -> Arc<Self> {
+        let (refreshes, wanted) = sync_channel(REFRESHES);
+        let auth = Arc::new(Self { kube, tokens: Mutex::default(), decisions: Mutex::default(), refreshes });
+        let refresher = Arc::downgrade(&auth);
+        std::thread::spawn(move || {
+            while let (Ok((digest, spec)), Some(auth)) = (wanted.recv(), refresher.upgrade()) {
+                // Should this fail, the old allowance ends in its time, and the next request asks itself.
+                let _ = auth.review(digest, &spec);
+            }
+        });
+        auth
+    }
+
+    /// The user whom a bearer token stands for. Errors: 401, or the Kubernetes API cannot tell.
+    pub fn user(&self, token: &str, wait: bool, now: Instant) -> Result<User, Stop> {
+        let digest = sha256(token.as_bytes());
+        let remembered = lock(&self.tokens).get(&digest).filter(|it| it.until > now).map(|it| it.known.clone());
+        let known = match remembered {
+            Some(known) => known,
+            None if !wait => return Err(Stop::Wait),
+            None => {
+                let review = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": { "token": token } });
+                let answer = self.post("authentication.k8s.io/v1/tokenreviews", &review)?;
+                let authenticated = answer.pointer("/status/authenticated") == Some(&Value::Bool(true));
+                let user = answer.pointer("/status/user").filter(|_| authenticated);
+                let user = user.and_then(|user| User::deserialize(user).ok()).filter(|user| !user.name.is_empty());
+                remember(&self.tokens, digest, user.clone(), now, TOKEN);
+                user
+            }
+        };
+        known.map(User::authenticated).ok_or_else(|| unauthenticated().into())
+    }
+
+    /// Whether `user` may ask for `route` at `path`.
+    /// Errors: 403 in Kubernetes' own words, or the Kubernetes API cannot tell, which is never an allowance.
+    pub fn check(&self, user: &User, route: &Route, path: &str, wait: bool, now: Instant) -> Result<(), Stop> {
+        if user.groups.iter().any(|group| group == MASTERS) {
+            return Ok(());
+        }
+        let spec = spec(user, route, path);
+        let digest = sha256(spec.to_string().as_bytes());
+        let remembered = self.remembered(digest, &spec, now);
+        let denied = match remembered {
+            Some(denied) => denied,
+            None if !wait => return Err(Stop::Wait),
+            None => self.review(digest, &spec)?,
+        };
+        denied.map_or(Ok(()), |reason| Err(forbidden(user, route, path, &reason).into()))
+    }
+
+    fn remembered(&self, digest: Digest, spec: &Value, now: Instant) -> Option<Option<String>> {
+        let mut decisions = lock(&self.decisions);
+        let found = decisions.get_mut(&digest).filter(|it| it.until > now)?;
+        if found.known.is_none() && !found.asked_again && found.until - now < AHEAD {
+            found.asked_again = self.refreshes.try_send((digest, spec.clone())).is_ok();
+        }
+        Some(found.known.clone())
+    }
+
+    fn review(&self, digest: Digest, spec: &Value) -> Result<Option<String>, Error> {
+        let review = json!({ "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec });
+        let answer = self.post("authorization.k8s.io/v1/subjectaccessreviews", &review)?;
+        let allowed = answer.pointer("/status/allowed").and_then(Value::as_bool).ok_or_else(|| {
+            Error::new(
+                Reason::KubernetesUnavailable,
+                "the Kubernetes API cannot be asked: it does not say what is allowed",
+            )
+        })?;
+        let reason = answer.pointer("/status/reason").and_then(Value::as_str).unwrap_or_default();
+        let denied = (!allowed).then(|| reason.to_owned());
+        remember(&self.decisions, digest, denied.clone(), Instant::now(), if allowed { ALLOW } else { DENY });
+        Ok(denied)
+    }
+
+    fn post(&self, path: &str, review: &Value) -> Result<Value, Error> {
+        let what = "tokenreviews and subjectaccessreviews (ClusterRoleBinding custom-metrics:system:auth-delegator)";
+        self.kube.call(Method::POST, &format!("/apis/{path}"), "application/json", Some(review), what)
+    }
+}
+
+/// Nobody proved who is asking.
+pub fn unauthenticated() -> Error {
+    Error::new(
+        Reason::Unauthenticated,
+        "Unauthorized: ask through the Kubernetes API server (kubectl get --raw /apis/custom.metrics.k8s.io) or with a \
+         bearer token",
+    )
+}
+
+fn lock<T>(memory: &Memory<T>) -> MutexGuard<'_, HashMap<Digest, Remembered<T>>> {
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn remember<T>(memory: &Memory<T>, digest: Digest, known: T, now: Instant, lifetime: Duration) {
+    let mut memory = lock(memory);
+    if memory.len() >= MOST_REMEMBERED {
+        memory.retain(|_, remembered| remembered.until > now);
+    }
+    if memory.len() >= MOST_REMEMBERED {
+        memory.clear();
+    }
+    memory.insert(digest, Remembered { known, until: now + lifetime, asked_again: false });
+}
+
+/// The question as the API server itself would put it: a metric is a subresource of its object.
+fn spec(user: &User, route: &Route, path: &str) -> Value {
+    let mut spec = json!(user);
+    let (key, attributes) = match route {
+        Route::Read(read) => {
+            let mut attributes = json!({
+                "namespace": read.namespace,
+                "verb": "get",
+                "group": GROUP,
+                "version": read.version.name(),
+                "resource": read.described.qualified(),
+                "subresource": read.metric,
+                "name": read.name,
+            });
+            if *read.described == Resource::NAMESPACES {
+                attributes = json!({
+                    "namespace": read.namespace,
+                    "verb": "get",
+                    "group": GROUP,
+                    "version": read.version.name(),
+                    "resource": "metrics",
+                    "name": read.metric,
+                });
+            }
+            ("resourceAttributes", attributes)
+        }
+        _ => ("nonResourceAttributes", json!({ "path": path, "verb": "get" })),
+    };
+    if let Some(fields) = spec.as_object_mut() {
+        fields.insert(key.to_owned(), attributes);
+    }
+    spec
+}
+
+fn forbidden(user: &User, route: &Route, path: &str, reason: &str) -> Error {
+    let who = &user.name;
+    let mut message = match route {
+        Route::Read(read) => {
+            let (resource, name) = (read.described.qualified(), &read.name);
+            let (namespace, metric) = (&read.namespace, &read.metric);
+            format!(
+                "{resource}.{GROUP} {name:?} is forbidden: User {who:?} cannot get resource \"{resource}/{metric}\" in API \
+                 group {GROUP:?} in the namespace {namespace:?}"
+            )
+        }
+        _ => format!("forbidden: User {who:?} cannot get path {path:?}"),
+    };
+    if !reason.is_empty() {
+        message.push_str(": ");
+        message.push_str(reason);
+    }
+    Error::new(Reason::Forbidden, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::route;
+
+    fn joe() -> User {
+        User { name: "joe".to_owned(), groups: vec!["a".to_owned()], ..User::default() }.authenticated()
+    }
+
+    #[test]
+    fn questions_have_the_attributes_that_the_api_server_would_use() {
+        let base = "/apis/custom.metrics.k8s.io/v1beta2";
+        let resource = |resource: &str, subresource: Option<&str>, name: &str| {
+            let mut expected = json!({
+                "namespace": "default", "verb": "get", "group": GROUP, "version": "v1beta2", "resource": resource, "name": name,
+            });
+            if let Some(metric) = subresource {
+                expected["subresource"] = json!(metric);
+            }
+            ("resourceAttributes", expected)
+        };
+        let path = |path: &str| ("nonResourceAttributes", json!({ "path": path, "verb": "get" }));
+        let table = [
+            ("/namespaces/default/services/kuard/m", resource("services", Some("m"), "kuard")),
+            ("/namespaces/default/deployments.apps/kuard/m", resource("deployments.apps", Some("m"), "kuard")),
+            ("/namespaces/default/services/deployment;kuard/m", resource("services", Some("m"), "deployment;kuard")),
+            ("/namespaces/default/metrics/m", resource("metrics", None, "m")),
+            ("", path(base)),
+        ];
+        for (rest, (key, expected)) in table {
+            let target = format!("{base}{rest}");
+            let spec = spec(&joe(), &route("GET", &target).unwrap(), &target);
+            assert_eq!(spec[key], expected, "{rest}");
+            assert_eq!((&spec["user"], &spec["groups"]), (&json!("joe"), &json!(["a", "system:authenticated"])));
+        }
+    }
+
+    #[test]
+    fn a_refusal_reads_as_kubernetes_own() {
+        let target = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/services/kuard/METRIC";
+        let read = forbidden(&joe(), &route("GET", target).unwrap(), target, "");
+        assert_eq!(
+            read.message,
+            "services.custom.metrics.k8s.io \"kuard\" is forbidden: User \"joe\" cannot get resource \"services/METRIC\" in \
+             API group \"custom.metrics.k8s.io\" in the namespace \"default\""
+        );
+        let root = forbidden(&joe(), &Route::Root, "/", "no rule");
+        assert_eq!(root.message, "forbidden: User \"joe\" cannot get path \"/\": no rule");
+    }
+
+    #[test]
+    fn everyone_is_authenticated_once() {
+        assert_eq!(joe().authenticated(), joe());
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let memory = Memory::default();
+        let now = Instant::now();
+        for n in 0..MOST_REMEMBERED + 10 {
+            remember(&memory, sha256(&n.to_be_bytes()), (), now, ALLOW);
+        }
+        assert!(lock(&memory).len() <= MOST_REMEMBERED);
+    }
+}
