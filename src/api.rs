@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use crate::quantity::Quantity;
-use crate::route::{ApiVersion, GROUP, Read, Resource};
+use crate::route::{GROUP, Read, Resource};
 use crate::timestamp::rfc3339;
 
 const JSON: &str = "application/json";
@@ -14,14 +14,10 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// An HTTP answer, ready to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
-    /// HTTP status code.
-    pub status: u16,
-    /// `Content-Type`.
-    pub content_type: &'static str,
-    /// Further headers.
-    pub headers: Vec<(&'static str, String)>,
-    /// The body.
-    pub body: Vec<u8>,
+    pub(crate) status: u16,
+    pub(crate) content_type: String,
+    pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Response {
@@ -37,8 +33,8 @@ impl Response {
     }
 
     /// An answer of any type.
-    pub fn bytes(status: u16, content_type: &'static str, body: Vec<u8>) -> Self {
-        Self { status, content_type, headers: Vec::new(), body }
+    pub fn bytes(status: u16, content_type: &str, body: Vec<u8>) -> Self {
+        Self { status, content_type: content_type.to_owned(), headers: Vec::new(), body }
     }
 }
 
@@ -111,15 +107,15 @@ struct MetricIdentifier<'a> {
 pub fn metric_value_list(read: &Read, value: Value) -> Response {
     let Resource { kind, api_version, .. } = *read.described;
     let name = match read.version {
-        ApiVersion::V1Beta1 => MetricName::V1Beta1 { metric_name: &read.metric },
-        ApiVersion::V1Beta2 => MetricName::V1Beta2 { metric: MetricIdentifier { name: &read.metric, selector: None } },
+        "v1beta1" => MetricName::V1Beta1 { metric_name: &read.metric },
+        _ => MetricName::V1Beta2 { metric: MetricIdentifier { name: &read.metric, selector: None } },
     };
     let namespace = (*read.described != Resource::NAMESPACES).then_some(read.namespace.as_str());
     Response::json(
         200,
         &MetricValueList {
             kind: "MetricValueList",
-            api_version: format!("{GROUP}/{}", read.version.name()),
+            api_version: format!("{GROUP}/{}", read.version),
             metadata: Metadata { self_link: &read.path },
             items: [Item {
                 described_object: DescribedObject { kind, namespace, name: &read.name, api_version },

@@ -183,37 +183,24 @@ fn remember<T>(memory: &Memory<T>, digest: Digest, known: T, now: Instant, lifet
     memory.insert(digest, Remembered { known, until: now + lifetime, asked_again: false });
 }
 
-/// The question as the API server itself would put it: a metric is a subresource of its object.
+/// The question as the API server itself would put it: a metric is a subresource of its object, and
+/// `namespaces/NAMESPACE/metrics/METRIC` is a resource named metrics.
 fn spec(user: &User, route: &Route, path: &str) -> Value {
     let mut spec = json!(user);
-    let (key, attributes) = match route {
-        Route::Read(read) => {
-            let mut attributes = json!({
-                "namespace": read.namespace,
-                "verb": "get",
-                "group": GROUP,
-                "version": read.version.name(),
-                "resource": read.described.qualified(),
-                "subresource": read.metric,
-                "name": read.name,
-            });
-            if *read.described == Resource::NAMESPACES {
-                attributes = json!({
-                    "namespace": read.namespace,
-                    "verb": "get",
-                    "group": GROUP,
-                    "version": read.version.name(),
-                    "resource": "metrics",
-                    "name": read.metric,
-                });
-            }
-            ("resourceAttributes", attributes)
-        }
-        _ => ("nonResourceAttributes", json!({ "path": path, "verb": "get" })),
+    let Route::Read(read) = route else {
+        spec["nonResourceAttributes"] = json!({ "path": path, "verb": "get" });
+        return spec;
     };
-    if let Some(fields) = spec.as_object_mut() {
-        fields.insert(key.to_owned(), attributes);
+    let mut attributes = json!({ "namespace": read.namespace, "verb": "get", "group": GROUP, "version": read.version });
+    if *read.described == Resource::NAMESPACES {
+        attributes["resource"] = "metrics".into();
+        attributes["name"] = read.metric.as_str().into();
+    } else {
+        attributes["resource"] = read.described.qualified().into();
+        attributes["subresource"] = read.metric.as_str().into();
+        attributes["name"] = read.name.as_str().into();
     }
+    spec["resourceAttributes"] = attributes;
     spec
 }
 

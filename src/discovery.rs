@@ -1,33 +1,22 @@
-//! Discovery: which group, versions and metrics there are, in the form a client asks for.
+//! Discovery: which group, versions and metrics there are.
 //!
 //! Made from memory alone, bounded and never empty, because a client that gets no valid document here
 //! (kubectl, the namespace controller) fails for every resource of the cluster, not only for metrics.
 //! Sources: <https://kubernetes.io/docs/concepts/overview/kubernetes-api/#discovery-api> and
 //! <https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/3352-aggregated-discovery>.
 
-use std::cmp::Reverse;
 use std::collections::BTreeSet;
-use std::hash::{DefaultHasher, Hasher};
 
 use serde_json::{Value, json};
 
-use crate::route::{ApiVersion, GROUP, Resource};
-
-/// The versions served, the preferred one first.
-pub const VERSIONS: [ApiVersion; 2] = [ApiVersion::V1Beta2, ApiVersion::V1Beta1];
+use crate::route::{GROUP, Resource};
 
 /// Largest resource list. The aggregator fetches five copies in parallel every 30 seconds, per version.
 const MAX_BODY: usize = 256 * 1024;
-
 /// Longest metric name listed, the longest that can be read.
 const MAX_NAME: usize = 253;
-
-/// Media ranges of an `Accept` header that are looked at; clients send three.
-const MAX_RANGES: usize = 64;
-
 /// Listed when a metric per resource does not fit: what autoscalers are pointed at most.
 const CROWDED: [&Resource; 2] = [&Resource::SERVICES, &Resource::PODS];
-
 /// Ids of Sysdig's own metrics. They stand in for the list until it is known, and stay when it must be cut.
 /// Source: <https://docs.sysdig.com/en/docs/sysdig-monitor/using-monitor/metrics/metrics-library/sysdig-legacy-format/>.
 const WELL_KNOWN: &str = "container.count cpu.cores.used cpu.quota.used.percent cpu.used.percent file.bytes.total \
@@ -35,95 +24,33 @@ const WELL_KNOWN: &str = "container.count cpu.cores.used cpu.quota.used.percent 
     memory.used.percent net.bytes.total net.error.count net.http.error.count net.http.request.count \
     net.http.request.time net.request.count net.request.time";
 
-/// One discovery document, ready to send.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Document {
-    /// `Content-Type`.
-    pub content_type: &'static str,
-    /// JSON.
-    pub body: Vec<u8>,
-}
-
-impl Document {
-    /// A document of type `application/json`.
-    pub fn json(text: &str) -> Self {
-        Self { content_type: "application/json", body: text.as_bytes().to_vec() }
-    }
-}
-
-/// A version of the aggregated discovery document.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Aggregated {
-    /// `apidiscovery.k8s.io/v2`, of Kubernetes 1.30 and newer.
-    V2,
-    /// `apidiscovery.k8s.io/v2beta1`, all that Kubernetes 1.26 to 1.29 ask for.
-    V2Beta1,
-}
-
-/// The form in which a client wants `/apis`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// Groups, versions and resources in one document, [`group_discovery`].
-    Aggregated(Aggregated),
-    /// Only forms that are not served; the answer is 406.
-    NotAcceptable,
-    /// The groups alone, [`group_list`].
-    Plain,
-}
-
 /// What is served, for `/`.
-pub fn root() -> Document {
-    let group = format!("/apis/{GROUP}");
-    let versions = VERSIONS.iter().rev().map(|version| format!("{group}/{}", version.name()));
-    let others = ["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned);
-    let paths: Vec<String> = ["/apis".to_owned(), group.clone()].into_iter().chain(versions).chain(others).collect();
-    plain(&json!({ "paths": paths }))
-}
+pub const ROOT: &str = r#"{"paths":["/apis","/apis/custom.metrics.k8s.io","/apis/custom.metrics.k8s.io/v1beta1","/apis/custom.metrics.k8s.io/v1beta2","/healthz","/livez","/openapi/v2","/openapi/v3","/readyz","/version"]}"#;
 
-/// The APIGroupList, for `/apis`.
-/// Source: <https://pkg.go.dev/k8s.io/apimachinery/pkg/apis/meta/v1#APIGroupList>.
-pub fn group_list() -> Document {
-    let versions = versions();
-    let group = json!({ "name": GROUP, "versions": versions, "preferredVersion": versions.first() });
-    plain(&json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [group] }))
+macro_rules! group {
+    () => {
+        r#""name":"custom.metrics.k8s.io","versions":[{"groupVersion":"custom.metrics.k8s.io/v1beta2","version":"v1beta2"},{"groupVersion":"custom.metrics.k8s.io/v1beta1","version":"v1beta1"}],"preferredVersion":{"groupVersion":"custom.metrics.k8s.io/v1beta2","version":"v1beta2"}}"#
+    };
 }
 
 /// The APIGroup, for `/apis/custom.metrics.k8s.io`.
 /// Source: <https://pkg.go.dev/k8s.io/apimachinery/pkg/apis/meta/v1#APIGroup>.
-pub fn group() -> Document {
-    let versions = versions();
-    plain(&json!({
-        "kind": "APIGroup",
-        "apiVersion": "v1",
-        "name": GROUP,
-        "versions": versions,
-        "preferredVersion": versions.first(),
-    }))
-}
+pub const API_GROUP: &str = concat!(r#"{"kind":"APIGroup","apiVersion":"v1","#, group!());
 
-/// The APIGroupDiscoveryList, for `/apis` to those who ask for it.
+/// The APIGroupList, for `/apis`.
+/// Source: <https://pkg.go.dev/k8s.io/apimachinery/pkg/apis/meta/v1#APIGroupList>.
+pub const API_GROUP_LIST: &str = concat!(r#"{"kind":"APIGroupList","apiVersion":"v1","groups":[{"#, group!(), "]}");
+
+/// The APIGroupDiscoveryList of version `v2` or `v2beta1`, for `/apis` to those who ask for it.
 ///
 /// It lists no resources, so that its size does not depend on the number of metrics: kubectl, the
 /// HorizontalPodAutoscaler and the namespace controller need the group and its versions only.
 /// Source: <https://pkg.go.dev/k8s.io/api/apidiscovery/v2#APIGroupDiscoveryList>.
-pub fn group_discovery(form: Aggregated) -> Document {
-    let versions =
-        VERSIONS.map(|version| json!({ "version": version.name(), "resources": [], "freshness": "Current" }));
-    let (content_type, api_version) = match form {
-        Aggregated::V2 => {
-            ("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", "apidiscovery.k8s.io/v2")
-        }
-        Aggregated::V2Beta1 => {
-            ("application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList", "apidiscovery.k8s.io/v2beta1")
-        }
-    };
-    let list = json!({
-        "kind": "APIGroupDiscoveryList",
-        "apiVersion": api_version,
-        "metadata": {},
-        "items": [{ "metadata": { "name": GROUP }, "versions": versions }],
-    });
-    Document { content_type, body: list.to_string().into_bytes() }
+pub fn api_group_discovery_list(version: &str) -> String {
+    let versions = r#"[{"version":"v1beta2","resources":[],"freshness":"Current"},{"version":"v1beta1","resources":[],"freshness":"Current"}]"#;
+    format!(
+        r#"{{"kind":"APIGroupDiscoveryList","apiVersion":"apidiscovery.k8s.io/{version}","metadata":{{}},"items":[{{"metadata":{{"name":"{GROUP}"}},"versions":{versions}}}]}}"#
+    )
 }
 
 /// The APIResourceList of a version, for `/apis/custom.metrics.k8s.io/VERSION`: `services/net.http.request.count`.
@@ -132,7 +59,7 @@ pub fn group_discovery(form: Aggregated) -> Document {
 /// well-known ones first. What is left out can be read all the same. Names that cannot stand in a path are skipped.
 /// The cost grows with `metrics`, so this is for when they change, not for every request.
 /// Source: <https://pkg.go.dev/k8s.io/apimachinery/pkg/apis/meta/v1#APIResourceList>.
-pub fn resource_list(version: &str, metrics: &[String]) -> Document {
+pub fn api_resource_list(version: &str, metrics: &[String]) -> String {
     let well_known = || WELL_KNOWN.split(' ').map(|name| (false, name));
     let known = metrics.iter().map(String::as_str).filter(|name| is_listable(name));
     let mut names: BTreeSet<_> = known.map(|name| (well_known().all(|(_, known)| known != name), name)).collect();
@@ -157,97 +84,7 @@ pub fn resource_list(version: &str, metrics: &[String]) -> Document {
             used <= room
         })
         .collect();
-    plain(&list(&entries))
-}
-
-/// The entity tag of a body.
-///
-/// It need not withstand attack, as all bodies are our own, and 64 bits tell their few versions apart. The hasher's
-/// keys are fixed, so replicas of one build agree; another build may hash differently, which costs one more download.
-pub fn etag(body: &[u8]) -> String {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(body);
-    format!("\"{:016X}\"", hasher.finish())
-}
-
-/// Whether `If-None-Match` names this tag, so that 304 is the answer.
-/// Source: <https://www.rfc-editor.org/rfc/rfc9110#name-if-none-match>.
-pub fn not_modified(if_none_match: Option<&str>, etag: &str) -> bool {
-    let mut tags = if_none_match.unwrap_or_default().split(',').map(str::trim);
-    tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
-}
-
-/// Whether `Accept` allows JSON. Without that header anything is allowed.
-pub fn accepts_json(accept: Option<&str>) -> bool {
-    negotiate(accept, &[Form::Plain]) == Form::Plain
-}
-
-/// The form of `/apis` that `Accept` prefers: by weight, then the more specific, then the one named first.
-pub fn negotiate_apis(accept: Option<&str>) -> Form {
-    negotiate(accept, &[Form::Plain, Form::Aggregated(Aggregated::V2), Form::Aggregated(Aggregated::V2Beta1)])
-}
-
-/// Source: <https://www.rfc-editor.org/rfc/rfc9110#name-accept>.
-fn negotiate(accept: Option<&str>, offers: &[Form]) -> Form {
-    let listed = accept.unwrap_or_default().split(',').map(str::trim).filter(|range| !range.is_empty());
-    let mut listed = listed.take(MAX_RANGES).enumerate().peekable();
-    if listed.peek().is_none() {
-        return Form::Plain;
-    }
-    let ranges: Vec<_> = listed.filter_map(|(at, text)| Some((Reverse(at), parse_range(text)?))).collect();
-    let weight_of = |offer: Form| {
-        let matching = ranges.iter().filter(|(_, (form, ..))| *form == offer);
-        // The most specific range decides, so that `application/json;q=0, */*` refuses JSON.
-        let (specificity, quality, at) = matching.map(|&(at, (_, s, quality))| (s, quality, at)).max()?;
-        (quality > 0).then_some((quality, specificity, at))
-    };
-    let weighed = offers.iter().filter_map(|&offer| Some((weight_of(offer)?, offer)));
-    weighed.max_by_key(|&(weight, _)| weight).map_or(Form::NotAcceptable, |(_, offer)| offer)
-}
-
-/// What a media range asks for, how specifically (0 to 2) and its weight in thousandths.
-/// A range with any of `g`, `v` and `as` asks for another object in place of the plain one (kubectl asks for tables).
-/// Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/#alternate-representations-of-resources>.
-fn parse_range(text: &str) -> Option<(Form, usize, u16)> {
-    let mut parts = text.split(';').map(str::trim);
-    let essence = parts.next()?;
-    let kinds = ["*/*", "application/*", "application/json"];
-    let specificity = kinds.iter().position(|kind| essence.eq_ignore_ascii_case(kind))?;
-    let (mut quality, mut group, mut version, mut kind) = (1000, None, None, None);
-    for part in parts {
-        let (key, value) = part.split_once('=').unwrap_or((part, ""));
-        let value = value.trim().trim_matches('"');
-        match key.trim().to_ascii_lowercase().as_str() {
-            "q" => quality = parse_quality(value)?,
-            "g" => group = Some(value),
-            "v" => version = Some(value),
-            "as" => kind = Some(value),
-            _ => {}
-        }
-    }
-    let form = match (specificity, group, version, kind) {
-        (_, None, None, None) => Form::Plain,
-        (2, Some("apidiscovery.k8s.io"), Some(version), Some("APIGroupDiscoveryList")) => match version {
-            "v2" => Form::Aggregated(Aggregated::V2),
-            "v2beta1" => Form::Aggregated(Aggregated::V2Beta1),
-            _ => return None,
-        },
-        _ => return None,
-    };
-    Some((form, specificity, quality))
-}
-
-fn parse_quality(text: &str) -> Option<u16> {
-    let quality: f32 = text.parse().ok()?;
-    (0.0..=1.0).contains(&quality).then(|| (quality * 1000.0).round() as u16)
-}
-
-fn plain(document: &Value) -> Document {
-    Document::json(&document.to_string())
-}
-
-fn versions() -> [Value; 2] {
-    VERSIONS.map(|version| json!({ "groupVersion": format!("{GROUP}/{}", version.name()), "version": version.name() }))
+    list(&entries).to_string()
 }
 
 fn entry(resource: &Resource, metric: &str) -> Value {
@@ -274,11 +111,11 @@ fn is_listable(metric: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn parsed(document: &Document) -> Value {
-        serde_json::from_slice(&document.body).unwrap()
+    fn parsed(document: &str) -> Value {
+        serde_json::from_str(document).unwrap()
     }
 
-    fn names(document: &Document) -> Vec<String> {
+    fn names(document: &str) -> Vec<String> {
         let list = parsed(document);
         list["resources"].as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap().to_owned()).collect()
     }
@@ -290,7 +127,7 @@ mod tests {
             "/apis/custom.metrics.k8s.io/v1beta2", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz",
             "/version",
         ] });
-        assert_eq!(parsed(&root()), expected);
+        assert_eq!(parsed(ROOT), expected);
     }
 
     #[test]
@@ -300,20 +137,17 @@ mod tests {
             json!({ "groupVersion": "custom.metrics.k8s.io/v1beta1", "version": "v1beta1" }),
         );
         let fields = json!({ "name": GROUP, "versions": [newer, older], "preferredVersion": newer });
-        assert_eq!(parsed(&group_list()), json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [fields] }));
+        assert_eq!(parsed(API_GROUP_LIST), json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [fields] }));
         let mut expected = fields;
         expected["kind"] = json!("APIGroup");
         expected["apiVersion"] = json!("v1");
-        assert_eq!(parsed(&group()), expected);
-        assert_eq!(group().content_type, "application/json");
+        assert_eq!(parsed(API_GROUP), expected);
     }
 
     #[test]
     fn the_aggregated_document_names_its_version_and_no_resources() {
-        for (form, version) in [(Aggregated::V2, "v2"), (Aggregated::V2Beta1, "v2beta1")] {
-            let document = group_discovery(form);
-            let content_type = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
-            assert_eq!(document.content_type, content_type);
+        for version in ["v2", "v2beta1"] {
+            let document = api_group_discovery_list(version);
             let expected = json!({
                 "kind": "APIGroupDiscoveryList",
                 "apiVersion": format!("apidiscovery.k8s.io/{version}"),
@@ -330,7 +164,7 @@ mod tests {
     #[test]
     fn a_metric_is_listed_once_for_every_resource() {
         let metrics = ["my.metric:a-b_c", "my.metric:a-b_c"].map(str::to_owned);
-        let document = resource_list("v1beta1", &metrics);
+        let document = api_resource_list("v1beta1", &metrics);
         assert_eq!(
             names(&document),
             [
@@ -366,12 +200,12 @@ mod tests {
         let bad =
             ["", "a/b", "a b", "a\"b", "ä", "a\n", "a%2Fb", "..", ".", &"a".repeat(MAX_NAME + 1)].map(str::to_owned);
         for metrics in [&[][..], &bad] {
-            let names = names(&resource_list("v1beta2", metrics));
+            let names = names(&api_resource_list("v1beta2", metrics));
             assert_eq!(names.len(), 18 * Resource::ALL.len());
             assert!(names.contains(&"services/net.http.request.count".to_owned()), "{names:?}");
         }
         let mixed: Vec<String> = bad.into_iter().chain(["ok".to_owned()]).collect();
-        assert!(names(&resource_list("v1beta2", &mixed)).iter().all(|name| name.ends_with("/ok")));
+        assert!(names(&api_resource_list("v1beta2", &mixed)).iter().all(|name| name.ends_with("/ok")));
         assert!(WELL_KNOWN.split(' ').all(is_listable));
     }
 
@@ -384,8 +218,8 @@ mod tests {
         let entry_len = size(&entry(&Resource::SERVICES, "a.custom.metric.00000")) + 1;
         let mut last = 0;
         for count in (0..400).step_by(31).chain([999, 20_000]) {
-            let body = resource_list("v1beta2", &metrics[20_000 - count..]).body;
-            let listed = names(&Document { content_type: "", body: body.clone() });
+            let body = api_resource_list("v1beta2", &metrics[20_000 - count..]);
+            let listed = names(&body);
             assert!(body.len() <= MAX_BODY, "{count}: {}", body.len());
             assert!(listed.contains(&"services/net.http.request.count".to_owned()), "{count}");
             let whole = listed.len() == 8 * (count + 1) || listed.len() == 2 * (count + 1);
@@ -394,115 +228,7 @@ mod tests {
         }
         assert!(last > MAX_BODY - entry_len);
         let longest: Vec<String> = (0..800).map(|n| format!("{n:0>MAX_NAME$}")).collect();
-        let body = resource_list("v1beta2", &longest).body;
+        let body = api_resource_list("v1beta2", &longest);
         assert!(body.len() <= MAX_BODY && body.len() > MAX_BODY - 1000);
-    }
-
-    #[test]
-    fn accept_chooses_the_form_of_apis() {
-        let v2 = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-        let v2beta1 = "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList";
-        let (newer, older) = (Form::Aggregated(Aggregated::V2), Form::Aggregated(Aggregated::V2Beta1));
-        let table = [
-            (format!("{v2},{v2beta1}"), newer),
-            (format!("{v2},{v2beta1},application/json"), newer),
-            (format!("{v2beta1}, {v2}, application/json"), older),
-            (format!("application/json, {v2}"), Form::Plain),
-            (format!("*/*, {v2}"), newer),
-            (format!("{v2};q=0.2, {v2beta1};q=0.9"), older),
-            (format!("{v2};q=0, {v2beta1}"), older),
-            (format!("{v2};q=0.1, application/json;q=0.5, */*"), Form::Plain),
-            (v2beta1.to_owned(), older),
-            ("Application/JSON; AS=APIGroupDiscoveryList ; V=\"v2\" ; G=apidiscovery.k8s.io".to_owned(), newer),
-            ("application/json;g=apidiscovery.k8s.io;v=v3;as=APIGroupDiscoveryList".to_owned(), Form::NotAcceptable),
-            ("application/json;g=apidiscovery.k8s.io;v=v3;as=APIGroupDiscoveryList,*/*".to_owned(), Form::Plain),
-            ("application/json;v=v2;as=APIGroupDiscoveryList".to_owned(), Form::NotAcceptable),
-            ("application/*;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList".to_owned(), Form::NotAcceptable),
-            ("application/json".to_owned(), Form::Plain),
-            ("application/yaml".to_owned(), Form::NotAcceptable),
-            (String::new(), Form::Plain),
-        ];
-        for (accept, form) in table {
-            assert_eq!(negotiate_apis(Some(&accept)), form, "{accept}");
-        }
-        assert_eq!(negotiate_apis(None), Form::Plain);
-    }
-
-    #[test]
-    fn json_is_acceptable_unless_refused_or_left_out() {
-        let table = [
-            ("application/vnd.kubernetes.protobuf, */*", true),
-            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", true),
-            ("application/json; charset=utf-8", true),
-            ("text/html, application/*;q=0.1", true),
-            ("*/*;q=0.001", true),
-            (" , ,", true),
-            ("APPLICATION/JSON", true),
-            ("application/json;q=1.000", true),
-            ("application/json;q=0, application/json", true),
-            ("application/vnd.kubernetes.protobuf", false),
-            ("application/yaml, text/html", false),
-            ("application/json;as=Table;v=v1;g=meta.k8s.io", false),
-            ("application/json;q=0", false),
-            ("application/json;q=0, */*", false),
-            ("application/*;q=0.0, */*;q=1", false),
-            ("application/json;q=nan", false),
-            ("application/json;q=inf", false),
-            ("application/json;q=-1", false),
-            ("application/json;q=2", false),
-            ("application/json;q=", false),
-            ("application/jsonp", false),
-            ("application", false),
-            ("*", false),
-            (";;==", false),
-            ("é", false),
-        ];
-        for (accept, acceptable) in table {
-            assert_eq!(accepts_json(Some(accept)), acceptable, "{accept}");
-        }
-        assert!(accepts_json(None));
-    }
-
-    #[test]
-    fn only_the_first_ranges_of_an_endless_header_count() {
-        assert!(accepts_json(Some(&("text/html,".repeat(MAX_RANGES - 1) + "*/*"))));
-        assert!(!accepts_json(Some(&("text/html,".repeat(100_000) + "*/*"))));
-        assert!(accepts_json(Some(&(",".repeat(1_000_000) + "*/*"))));
-        assert!(accepts_json(Some(&("application/json".to_owned() + &";a=b".repeat(250_000)))));
-    }
-
-    #[test]
-    fn a_tag_is_quoted_hexadecimal_and_follows_the_body() {
-        for document in [root(), group()] {
-            let tag = etag(&document.body);
-            let hex = tag.strip_prefix('"').unwrap().strip_suffix('"').unwrap();
-            assert!(hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b)), "{hex}");
-            assert_eq!(tag, etag(&document.body));
-        }
-        assert_ne!(etag(b"a"), etag(b"b"));
-        assert_eq!(etag(b""), etag(b""));
-    }
-
-    #[test]
-    fn a_known_tag_means_not_modified() {
-        let table = [
-            (None, false),
-            (Some(""), false),
-            (Some("\"A1\""), true),
-            (Some("W/\"A1\""), true),
-            (Some("*"), true),
-            (Some("\"B2\", \"A1\""), true),
-            (Some(" \"B2\",W/\"A1\" "), true),
-            (Some("A1"), false),
-            (Some("\"a1\""), false),
-            (Some("w/\"A1\""), false),
-            (Some("\"B2\""), false),
-            (Some("\"A1\"x"), false),
-            (Some(",,,"), false),
-            (Some("\"*\""), false),
-        ];
-        for (if_none_match, expected) in table {
-            assert_eq!(not_modified(if_none_match, "\"A1\""), expected, "{if_none_match:?}");
-        }
     }
 }

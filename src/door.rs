@@ -46,16 +46,13 @@ const STACK: usize = 256 * 1024;
 /// The port and what lies behind it.
 #[derive(Debug)]
 pub struct Door {
-    /// The live connections.
-    pub connections: Arc<Connections>,
-    /// How to shake hands.
-    pub tls: Arc<ServerConfig>,
-    /// Whose certificates speak for users.
-    pub trust: Arc<Trust>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) trust: Arc<Trust>,
     /// The inner server for requests over verified front-proxy connections.
-    pub front_proxy: PathBuf,
+    pub(crate) front_proxy: PathBuf,
     /// The inner server for all other requests.
-    pub direct: PathBuf,
+    pub(crate) direct: PathBuf,
 }
 
 impl Door {

@@ -5,15 +5,16 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
+use crate::accept::{Form, accepts_json, etag, negotiate_apis, not_modified};
 use crate::api::{Response, metric_value_list};
 use crate::auth::{Auth, User, unauthenticated};
 use crate::config::Secret;
 use crate::connections::Connections;
-use crate::discovery::{self, Document, Form};
+use crate::discovery;
 use crate::error::{Error, Reason};
 use crate::openapi;
 use crate::readings::Readings;
-use crate::route::{ApiVersion, Probe, Read, Route, route};
+use crate::route::{Read, Route, VERSIONS, route};
 use crate::tls::Serving;
 use crate::trust::Trust;
 
@@ -29,20 +30,14 @@ pub enum Class {
 /// What of a request matters.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// Where it came from.
-    pub class: Class,
-    /// `GET`
-    pub method: String,
-    /// Path and query.
-    pub target: String,
-    /// `Accept`
-    pub accept: Option<String>,
-    /// `If-None-Match`
-    pub if_none_match: Option<String>,
-    /// `Authorization`
-    pub authorization: Option<Secret>,
-    /// Whom the front proxy names.
-    pub user: User,
+    pub(crate) class: Class,
+    pub(crate) method: String,
+    pub(crate) target: String,
+    pub(crate) accept: Option<String>,
+    pub(crate) if_none_match: Option<String>,
+    pub(crate) authorization: Option<Secret>,
+    /// Whom the front proxy names; counts in its class only.
+    pub(crate) user: User,
 }
 
 /// Why there is no answer yet, or none at all.
@@ -68,7 +63,7 @@ pub struct Handler {
     trust: Arc<Trust>,
     serving: Arc<Serving>,
     connections: Arc<Connections>,
-    resources: RwLock<[Document; 2]>,
+    resources: RwLock<[String; 2]>,
 }
 
 impl Handler {
@@ -104,7 +99,7 @@ impl Handler {
     fn decide(&self, asked: &Asked, wait: bool) -> Result<Response, Stop> {
         let routed = route(&asked.method, &asked.target);
         match routed {
-            Ok(Route::Health(probe, verbose)) => return Ok(self.health(probe, verbose)),
+            Ok(Route::Health(name, verbose)) => return Ok(self.health(name, verbose)),
             Ok(Route::Version) => return Ok(version()),
             _ => {}
         }
@@ -113,28 +108,35 @@ impl Handler {
         let route = routed?;
         let path = asked.target.split('?').next().unwrap_or_default();
         self.auth.check(&user, &route, path, wait, now)?;
-        let (accept, etag) = (asked.accept.as_deref(), asked.if_none_match.as_deref());
-        if let Route::Apis = route {
-            return match discovery::negotiate_apis(accept) {
-                Form::Plain => Ok(document(discovery::group_list(), etag)),
-                Form::Aggregated(version) => Ok(document(discovery::group_discovery(version), etag)),
+        let (accept, known) = (asked.accept.as_deref(), asked.if_none_match.as_deref());
+        if route == Route::Apis {
+            return match negotiate_apis(accept) {
+                Form::Plain => Ok(document("application/json", discovery::API_GROUP_LIST, known)),
+                Form::Aggregated(version) => {
+                    let content_type =
+                        format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+                    Ok(document(&content_type, &discovery::api_group_discovery_list(version), known))
+                }
                 Form::NotAcceptable => Err(not_acceptable().into()),
             };
         }
-        if !discovery::accepts_json(accept) {
+        if !accepts_json(accept) {
             return Err(not_acceptable().into());
         }
-        let found = match route {
-            Route::Read(read) if wait => return Ok(self.read(&read)?),
-            Route::Read(_) => return Err(Stop::Wait),
-            Route::Group => discovery::group(),
-            Route::OpenApiV2 => Document::json(openapi::V2),
-            Route::OpenApiV3(version) => Document::json(openapi::v3(version)),
-            Route::OpenApiV3Index => Document::json(&openapi::v3_index().to_string()),
-            Route::Resources(version) => self.resource_list(version),
-            Route::Apis | Route::Health(..) | Route::Root | Route::Version => discovery::root(),
-        };
-        Ok(document(found, etag))
+        let json = |text: &str| Ok(document("application/json", text, known));
+        match route {
+            Route::Read(read) if wait => Ok(self.read(&read)?),
+            Route::Read(_) => Err(Stop::Wait),
+            Route::Group => json(discovery::API_GROUP),
+            Route::OpenApiV2 => json(openapi::V2),
+            Route::OpenApiV3(version) => json(openapi::v3(version)),
+            Route::OpenApiV3Index => json(&openapi::v3_index().to_string()),
+            Route::Resources(version) => {
+                let lists = self.resources.read().unwrap_or_else(PoisonError::into_inner);
+                json(VERSIONS.iter().zip(&*lists).find(|(v, _)| **v == version).map_or("{}", |(_, list)| list))
+            }
+            Route::Apis | Route::Health(..) | Route::Root | Route::Version => json(discovery::ROOT),
+        }
     }
 
     /// A front proxy's word counts on its own connections only; all others need a bearer token.
@@ -154,24 +156,11 @@ impl Handler {
         self.readings.read(read, now).map(|value| metric_value_list(read, value))
     }
 
-    fn resource_list(&self, version: ApiVersion) -> Document {
-        let [v1beta1, v1beta2] = &*self.resources.read().unwrap_or_else(PoisonError::into_inner);
-        match version {
-            ApiVersion::V1Beta1 => v1beta1.clone(),
-            ApiVersion::V1Beta2 => v1beta2.clone(),
-        }
-    }
-
     /// Never depends on Sysdig: a pod that is not ready makes its APIService unavailable, and that
     /// breaks kubectl and the deletion of namespaces.
-    fn health(&self, probe: Probe, verbose: bool) -> Response {
-        let name = match probe {
-            Probe::Health => "healthz",
-            Probe::Live => "livez",
-            Probe::Ready => "readyz",
-        };
+    fn health(&self, name: &str, verbose: bool) -> Response {
         let mut checks = vec![("ping", true)];
-        if probe == Probe::Ready {
+        if name == "readyz" {
             checks.push(("certificate", self.serving.is_usable()));
             checks.push(("requestheader", self.trust.current().is_some()));
             checks.push(("shutdown", !self.connections.draining()));
@@ -194,17 +183,16 @@ fn not_acceptable() -> Error {
 }
 
 /// A document, or 304 for who has it already. The aggregator asks for all of them every minute.
-fn document(document: Document, if_none_match: Option<&str>) -> Response {
-    let tag = discovery::etag(&document.body);
-    let known = discovery::not_modified(if_none_match, &tag);
-    let (status, body) = if known { (304, Vec::new()) } else { (200, document.body) };
-    let mut response = Response::bytes(status, document.content_type, body);
+fn document(content_type: &str, text: &str, if_none_match: Option<&str>) -> Response {
+    let tag = etag(text.as_bytes());
+    let (status, body) = if not_modified(if_none_match, &tag) { (304, "") } else { (200, text) };
+    let mut response = Response::bytes(status, content_type, body.as_bytes().to_vec());
     response.headers.extend([("ETag", tag), ("Vary", "Accept".to_owned())]);
     response
 }
 
-fn resource_lists(metrics: &[String]) -> [Document; 2] {
-    [ApiVersion::V1Beta1, ApiVersion::V1Beta2].map(|version| discovery::resource_list(version.name(), metrics))
+fn resource_lists(metrics: &[String]) -> [String; 2] {
+    VERSIONS.map(|version| discovery::api_resource_list(version, metrics))
 }
 
 /// As every API server tells its version, with the fields that clients expect.

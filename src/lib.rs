@@ -10,6 +10,7 @@
 //!
 //! The library exists for the program, its tests and its demo; see ARCHITECTURE.md.
 
+pub mod accept;
 pub mod agent;
 pub mod api;
 pub mod auth;

@@ -9,8 +9,8 @@
 
 use serde_json::{Value, json};
 
-use crate::discovery::etag;
-use crate::route::{ApiVersion, GROUP};
+use crate::accept::etag;
+use crate::route::GROUP;
 
 /// The document of both versions, for `/openapi/v2`.
 pub const V2: &str = include_str!("openapi-v2.json");
@@ -18,19 +18,19 @@ pub const V2: &str = include_str!("openapi-v2.json");
 /// Where the version 3 documents are, for `/openapi/v3`. The hash lets clients keep them until they change.
 /// Source: <https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/2896-openapi-v3>.
 pub fn v3_index() -> Value {
-    let url = |version: ApiVersion| {
+    let url = |version: &str| {
         let hash = etag(v3(version).as_bytes()).replace('"', "");
-        json!({ "serverRelativeURL": format!("/openapi/v3/apis/{GROUP}/{}?hash={hash}", version.name()) })
+        json!({ "serverRelativeURL": format!("/openapi/v3/apis/{GROUP}/{version}?hash={hash}") })
     };
-    let (v1beta1, v1beta2) = (url(ApiVersion::V1Beta1), url(ApiVersion::V1Beta2));
+    let (v1beta1, v1beta2) = (url("v1beta1"), url("v1beta2"));
     json!({ "paths": { "apis/custom.metrics.k8s.io/v1beta1": v1beta1, "apis/custom.metrics.k8s.io/v1beta2": v1beta2 } })
 }
 
 /// The document of one version, for `/openapi/v3/apis/custom.metrics.k8s.io/VERSION`.
-pub fn v3(version: ApiVersion) -> &'static str {
+pub fn v3(version: &str) -> &'static str {
     match version {
-        ApiVersion::V1Beta1 => include_str!("openapi-v3-v1beta1.json"),
-        ApiVersion::V1Beta2 => include_str!("openapi-v3-v1beta2.json"),
+        "v1beta1" => include_str!("openapi-v3-v1beta1.json"),
+        _ => include_str!("openapi-v3-v1beta2.json"),
     }
 }
 
@@ -45,7 +45,7 @@ mod tests {
     }
 
     fn all() -> [Value; 3] {
-        [V2, v3(ApiVersion::V1Beta1), v3(ApiVersion::V1Beta2)].map(parsed)
+        [V2, v3("v1beta1"), v3("v1beta2")].map(parsed)
     }
 
     /// Every value below `document` that stands under `key`.
@@ -122,10 +122,9 @@ mod tests {
 
     #[test]
     fn a_version_3_document_holds_its_own_version_only() {
-        for (version, other) in [(ApiVersion::V1Beta1, ApiVersion::V1Beta2), (ApiVersion::V1Beta2, ApiVersion::V1Beta1)]
-        {
+        for (version, other) in [("v1beta1", "v1beta2"), ("v1beta2", "v1beta1")] {
             let body = v3(version);
-            assert!(body.contains(version.name()) && !body.contains(other.name()), "{body}");
+            assert!(body.contains(version) && !body.contains(other), "{body}");
         }
     }
 
@@ -140,10 +139,9 @@ mod tests {
     fn the_index_names_each_document_by_its_hash() {
         let index = v3_index();
         assert_eq!(index["paths"].as_object().unwrap().len(), 2);
-        for served in [ApiVersion::V1Beta1, ApiVersion::V1Beta2] {
-            let version = served.name();
+        for version in ["v1beta1", "v1beta2"] {
             let url = &index["paths"][format!("apis/custom.metrics.k8s.io/{version}")]["serverRelativeURL"];
-            let hash = etag(v3(served).as_bytes()).replace('"', "");
+            let hash = etag(v3(version).as_bytes()).replace('"', "");
             assert_eq!(*url, format!("/openapi/v3/apis/custom.metrics.k8s.io/{version}?hash={hash}"));
         }
     }

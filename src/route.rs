@@ -11,14 +11,8 @@ pub const GROUP: &str = "custom.metrics.k8s.io";
 const LONGEST_TARGET: usize = 8 * 1024;
 const LONGEST_METRIC: usize = 253;
 
-/// A version of the group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ApiVersion {
-    /// `v1beta1`, what the walk-through and older autoscalers use.
-    V1Beta1,
-    /// `v1beta2`, what current autoscalers prefer.
-    V1Beta2,
-}
+/// Its versions: what older autoscalers use, and what current ones prefer.
+pub const VERSIONS: [&str; 2] = ["v1beta1", "v1beta2"];
 
 /// A Kubernetes resource whose metrics can be read: what Kubernetes and Sysdig call it.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +60,7 @@ resources! {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Read {
     /// The version to answer in.
-    pub version: ApiVersion,
+    pub version: &'static str,
     /// The object's namespace; for a namespace its own name.
     pub namespace: String,
     /// The resource to name in the answer.
@@ -83,17 +77,6 @@ pub struct Read {
     pub path: String,
 }
 
-/// Which health question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Probe {
-    /// `/healthz`, the old name of `/livez`.
-    Health,
-    /// `/livez`: the process works.
-    Live,
-    /// `/readyz`: it can be sent requests.
-    Ready,
-}
-
 /// What a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
@@ -101,36 +84,22 @@ pub enum Route {
     Apis,
     /// `/apis/custom.metrics.k8s.io`
     Group,
-    /// `/healthz`, `/livez`, `/readyz`; true with `?verbose`
-    Health(Probe, bool),
+    /// `healthz` and `livez`: the process works; `readyz`: it can be sent requests. True with `?verbose`.
+    Health(&'static str, bool),
     /// `/openapi/v2`
     OpenApiV2,
     /// `/openapi/v3/apis/custom.metrics.k8s.io/VERSION`
-    OpenApiV3(ApiVersion),
+    OpenApiV3(&'static str),
     /// `/openapi/v3`
     OpenApiV3Index,
     /// A metric.
     Read(Box<Read>),
     /// `/apis/custom.metrics.k8s.io/VERSION`
-    Resources(ApiVersion),
+    Resources(&'static str),
     /// `/`
     Root,
     /// `/version`
     Version,
-}
-
-impl ApiVersion {
-    /// As it stands in paths.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::V1Beta1 => "v1beta1",
-            Self::V1Beta2 => "v1beta2",
-        }
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        [Self::V1Beta1, Self::V1Beta2].into_iter().find(|version| version.name() == text)
-    }
 }
 
 impl Resource {
@@ -172,9 +141,9 @@ pub fn route(method: &str, target: &str) -> Result<Route, Error> {
         ["apis", GROUP, version, rest @ ..] => {
             Route::Read(Box::new(read(known_version(version, path)?, rest, &query, path)?))
         }
-        ["healthz"] => Route::Health(Probe::Health, query.has("verbose")),
-        ["livez"] => Route::Health(Probe::Live, query.has("verbose")),
-        ["readyz"] => Route::Health(Probe::Ready, query.has("verbose")),
+        ["healthz"] => Route::Health("healthz", query.has("verbose")),
+        ["livez"] => Route::Health("livez", query.has("verbose")),
+        ["readyz"] => Route::Health("readyz", query.has("verbose")),
         ["openapi", "v2"] => Route::OpenApiV2,
         ["openapi", "v3"] => Route::OpenApiV3Index,
         ["openapi", "v3", "apis", GROUP, version] => Route::OpenApiV3(known_version(version, path)?),
@@ -190,7 +159,7 @@ pub fn route(method: &str, target: &str) -> Result<Route, Error> {
     Ok(route)
 }
 
-fn read(version: ApiVersion, rest: &[&str], query: &Query, path: &str) -> Result<Read, Error> {
+fn read(version: &'static str, rest: &[&str], query: &Query, path: &str) -> Result<Read, Error> {
     let (namespace, described, name, metric) = match rest {
         ["namespaces", namespace, "metrics", metric] => (*namespace, &Resource::NAMESPACES, *namespace, *metric),
         ["namespaces", namespace, resource, name, metric] => (*namespace, known_resource(resource)?, *name, *metric),
@@ -229,8 +198,8 @@ fn read(version: ApiVersion, rest: &[&str], query: &Query, path: &str) -> Result
     })
 }
 
-fn known_version(text: &str, path: &str) -> Result<ApiVersion, Error> {
-    ApiVersion::parse(text).ok_or_else(|| not_found(path))
+fn known_version(text: &str, path: &str) -> Result<&'static str, Error> {
+    VERSIONS.into_iter().find(|version| *version == text).ok_or_else(|| not_found(path))
 }
 
 fn known_resource(text: &str) -> Result<&'static Resource, Error> {
@@ -386,14 +355,14 @@ mod tests {
             ("/apis", Route::Apis),
             ("/apis/", Route::Apis),
             ("/apis/custom.metrics.k8s.io", Route::Group),
-            ("/apis/custom.metrics.k8s.io/v1beta1", Route::Resources(ApiVersion::V1Beta1)),
-            ("/apis/custom.metrics.k8s.io/v1beta2/", Route::Resources(ApiVersion::V1Beta2)),
-            ("/healthz", Route::Health(Probe::Health, false)),
-            ("/livez?verbose", Route::Health(Probe::Live, true)),
-            ("/readyz?verbose=true", Route::Health(Probe::Ready, true)),
+            ("/apis/custom.metrics.k8s.io/v1beta1", Route::Resources("v1beta1")),
+            ("/apis/custom.metrics.k8s.io/v1beta2/", Route::Resources("v1beta2")),
+            ("/healthz", Route::Health("healthz", false)),
+            ("/livez?verbose", Route::Health("livez", true)),
+            ("/readyz?verbose=true", Route::Health("readyz", true)),
             ("/openapi/v2", Route::OpenApiV2),
             ("/openapi/v3", Route::OpenApiV3Index),
-            ("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1?hash=0", Route::OpenApiV3(ApiVersion::V1Beta1)),
+            ("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1?hash=0", Route::OpenApiV3("v1beta1")),
             ("/version", Route::Version),
         ];
         for (target, expected) in table {

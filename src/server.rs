@@ -140,8 +140,7 @@ fn respond(request: Request, response: Response) {
     let mut answer = tiny_http::Response::from_data(response.body)
         .with_status_code(response.status)
         .with_chunked_threshold(usize::MAX);
-    let common =
-        [("Content-Type", response.content_type.to_owned()), ("Cache-Control", "no-cache, private".to_owned())];
+    let common = [("Content-Type", response.content_type), ("Cache-Control", "no-cache, private".to_owned())];
     for (name, value) in common.into_iter().chain(response.headers) {
         if let Ok(header) = Header::from_bytes(name, value) {
             answer.add_header(header);

@@ -58,20 +58,6 @@ struct DataRow {
     d: Vec<Value>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Descriptors {
-    metric_descriptors: Vec<Descriptor>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Descriptor {
-    id: String,
-    #[serde(default)]
-    metric_type: String,
-}
-
 impl Sysdig {
     /// Uses the endpoint, token and cluster of `config`.
     /// Errors: `SDC_CA_FILE` or a proxy variable is wrong.
@@ -154,10 +140,14 @@ impl Sysdig {
         let mut ids = Vec::new();
         for page in 0..CATALOGUE_PAGES {
             let path = format!("/api/v2/metrics/descriptors?limit={CATALOGUE_PAGE}&offset={}", page * CATALOGUE_PAGE);
-            let found: Descriptors = self.ask(&path, None)?;
-            let last = found.metric_descriptors.len() < CATALOGUE_PAGE;
-            let metrics = found.metric_descriptors.into_iter();
-            ids.extend(metrics.filter(|d| !matches!(d.metric_type.as_str(), "none" | "segmentBy")).map(|d| d.id));
+            let found: Value = self.ask(&path, None)?;
+            let Some(list) = found.pointer("/metricDescriptors").and_then(Value::as_array) else {
+                return Err(invalid_answer("metricDescriptors is missing"));
+            };
+            let text = |it: &Value, key: &str| it.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let metrics = list.iter().filter(|it| !matches!(text(it, "metricType").as_str(), "none" | "segmentBy"));
+            ids.extend(metrics.map(|it| text(it, "id")).filter(|id| !id.is_empty()));
+            let last = list.len() < CATALOGUE_PAGE;
             if last {
                 break;
             }
