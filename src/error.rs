@@ -88,6 +88,8 @@ reasons! {
     // Nobody, or whoever runs what failed.
     /// Too much is asked at once.
     Overloaded = 429 "TooManyRequests" "overloaded",
+    /// Someone else wrote the same object first.
+    KubernetesConflict = 503 "ServiceUnavailable" "kubernetes-conflict",
     /// The Kubernetes API cannot be asked.
     KubernetesUnavailable = 503 "ServiceUnavailable" "kubernetes-unavailable",
     /// Sysdig limits the rate.

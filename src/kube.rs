@@ -122,6 +122,7 @@ impl Kube {
                     quoted(&message(&answer))
                 ),
             )),
+            409 => Err(Error::new(Reason::KubernetesConflict, format!("{what} was changed by others meanwhile"))),
             404 => Err(Error::new(Reason::ObjectNotFound, format!("{what} does not exist"))),
             other => Err(unavailable(&format!("it answers {other}: {}", quoted(&message(&answer))))),
         }
@@ -139,12 +140,13 @@ impl Kube {
         let token = self.file("token")?;
         let token = std::str::from_utf8(&token).ok().and_then(|text| Secret::new(text.trim()));
         let token = token.ok_or_else(|| unavailable("the service account directory holds no usable token"))?;
+        let content_type = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
         let request = Request::builder()
             .method(method)
             .uri(format!("{base}{path}"))
             .header("Accept", accept)
             .header("Authorization", format!("Bearer {}", token.expose()))
-            .header("Content-Type", "application/json")
+            .header("Content-Type", content_type)
             .body(body.map(Value::to_string).unwrap_or_default())
             .map_err(|error| unavailable(&error.to_string()))?;
         let mut response = self.agent()?.run(request).map_err(|error| unavailable(&explain(&error)))?;

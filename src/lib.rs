@@ -14,6 +14,7 @@ pub mod accept;
 pub mod agent;
 pub mod api;
 pub mod auth;
+pub mod certs;
 pub mod changes;
 pub mod config;
 pub mod connections;

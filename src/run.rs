@@ -15,6 +15,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::auth::Auth;
+use crate::certs::Keeper;
 use crate::changes::Changes;
 use crate::config::Config;
 use crate::connections::Connections;
@@ -103,7 +104,7 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
     let sysdig = Arc::new(sysdig);
     let changes = Arc::new(Changes::default());
     let trust = Arc::new(Trust::default());
-    let serving = serve_certificate(config, &kube)?;
+    let serving = serve_certificate(config, &kube, &changes)?;
     let connections =
         Arc::new(Connections::new(capacity(&fs::read_to_string("/proc/self/limits").unwrap_or_default())));
     let readings = Readings::new(config, Arc::clone(&kube), Arc::clone(&sysdig), Arc::clone(&changes));
@@ -149,11 +150,19 @@ fn configured(sysdig: &Sysdig) -> String {
     sysdig.check_configured().map_or_else(|error| error.message, |()| String::new())
 }
 
-/// The serving certificate: from the files, which are followed, or made here.
-fn serve_certificate(config: &Config, kube: &Kube) -> Result<Arc<Serving>, String> {
+/// The serving certificate: from files, which are followed, or kept by [`Keeper`].
+fn serve_certificate(config: &Config, kube: &Arc<Kube>, changes: &Arc<Changes>) -> Result<Arc<Serving>, String> {
     let serving = Arc::new(Serving::default());
     let Some((chain, key)) = config.tls_files.clone() else {
-        serving.replace(self_signed(&config.service_name, &kube.own_namespace())?);
+        serving.replace(self_signed()?);
+        let keeper = Keeper {
+            kube: Arc::clone(kube),
+            serving: Arc::clone(&serving),
+            changes: Arc::clone(changes),
+            service: config.service_name.clone(),
+            namespace: kube.own_namespace(),
+        };
+        thread::spawn(move || keeper.keep());
         return Ok(serving);
     };
     let follower = Arc::clone(&serving);
@@ -173,6 +182,7 @@ fn serve_certificate(config: &Config, kube: &Kube) -> Result<Arc<Serving>, Strin
         known = Some(now);
     };
     load();
+    serving.settle();
     thread::spawn(move || {
         loop {
             thread::sleep(CERTIFICATE_PERIOD);

@@ -1,6 +1,7 @@
 //! TLS: the serving certificate, the client certificates asked for, and PEM in and out.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::client::danger::HandshakeSignatureValid;
@@ -40,24 +41,33 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> 
 
 /// DER as PEM, <https://www.rfc-editor.org/rfc/rfc7468>.
 pub fn pem(label: &str, der: &[u8]) -> String {
+    let lines: String = der.chunks(48).map(|line| base64(line) + "\n").collect();
+    format!("-----BEGIN {label}-----\n{lines}-----END {label}-----\n")
+}
+
+/// <https://www.rfc-editor.org/rfc/rfc4648#section-4>
+pub fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = format!("-----BEGIN {label}-----\n");
-    for line in der.chunks(48) {
-        for group in line.chunks(3) {
-            let bits = group.iter().fold(0, |bits, byte| bits << 8 | usize::from(*byte)) << (8 * (3 - group.len()));
-            for at in 0..4 {
-                let digit = ALPHABET.get(bits >> (18 - 6 * at) & 63).filter(|_| at <= group.len());
-                text.push(digit.map_or('=', |byte| char::from(*byte)));
-            }
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let bits = group.iter().fold(0, |bits, byte| bits << 8 | usize::from(*byte)) << (8 * (3 - group.len()));
+        for at in 0..4 {
+            let digit = ALPHABET.get(bits >> (18 - 6 * at) & 63).filter(|_| at <= group.len());
+            text.push(digit.map_or('=', |byte| char::from(*byte)));
         }
-        text.push('\n');
     }
-    text + &format!("-----END {label}-----\n")
+    text
+}
+
+/// The bytes that [`base64`] was made of; None for what it never makes.
+pub fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    let wrapped = format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n");
+    CertificateDer::from_pem_slice(wrapped.as_bytes()).ok().map(|bytes| bytes.to_vec())
 }
 
 /// The serving certificate in use; can be replaced at any time.
 #[derive(Debug, Default)]
-pub struct Serving(RwLock<Option<Arc<CertifiedKey>>>);
+pub struct Serving(RwLock<Option<Arc<CertifiedKey>>>, AtomicBool);
 
 impl Serving {
     /// New handshakes use `key` from now on; open connections stay as they are.
@@ -65,9 +75,19 @@ impl Serving {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(key);
     }
 
-    /// Whether handshakes can be answered.
+    /// There will be no better certificate soon: from now on the adapter counts as ready.
+    pub fn settle(&self) {
+        self.1.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Self::settle`] was called.
+    pub fn is_settled(&self) -> bool {
+        self.1.load(Ordering::Relaxed)
+    }
+
+    /// Whether handshakes can be answered, with a certificate that is meant to stay.
     pub fn is_usable(&self) -> bool {
-        self.current().is_some()
+        self.is_settled() && self.current().is_some()
     }
 
     fn current(&self) -> Option<Arc<CertifiedKey>> {
@@ -98,21 +118,13 @@ pub fn read_certified_key(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>,
     certified_key(&read(chain)?, &read(key)?).map_err(|mistake| format!("{}: {mistake}", chain.display()))
 }
 
-/// A fresh self-signed certificate for a Service's names.
-/// Errors: Key generation failed.
-pub fn self_signed(service: &str, namespace: &str) -> Result<Arc<CertifiedKey>, String> {
-    let names = [
-        format!("{service}.{namespace}.svc"),
-        format!("{service}.{namespace}.svc.cluster.local"),
-        format!("{service}.{namespace}"),
-        "localhost".to_owned(),
-    ];
-    let made =
-        rcgen::generate_simple_self_signed(names).map_err(|error| format!("self-signed certificate: {error}"))?;
+/// A fresh self-signed certificate, for handshakes until there is a better one.
+/// Errors: key generation failed.
+pub fn self_signed() -> Result<Arc<CertifiedKey>, String> {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).map_err(|error| error.to_string())?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
-    CertifiedKey::from_der(vec![made.cert.der().clone()], key, &ring::default_provider())
-        .map(Arc::new)
-        .map_err(|error| format!("self-signed certificate: {error}"))
+    let made = CertifiedKey::from_der(vec![made.cert.der().clone()], key, &ring::default_provider());
+    made.map(Arc::new).map_err(|error| format!("self-signed certificate: {error}"))
 }
 
 /// How the door shakes hands.
@@ -194,7 +206,8 @@ mod tests {
             let der: Vec<u8> = (0..length).map(|n| (n * 7) as u8).collect();
             let text = pem("CERTIFICATE", &der);
             let back: Vec<_> = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<_, _>>().unwrap();
-            assert_eq!(back.first().map(|c| c.to_vec()), Some(der), "{text}");
+            assert_eq!(back.first().map(|c| c.to_vec()), Some(der.clone()), "{text}");
+            assert_eq!(decode_base64(&base64(&der)), Some(der));
         }
     }
 
@@ -220,7 +233,9 @@ mod tests {
     fn a_serving_certificate_can_be_made_and_replaced() {
         let serving = Serving::default();
         assert!(!serving.is_usable());
-        serving.replace(self_signed("api", "custom-metrics").unwrap());
+        serving.replace(self_signed().unwrap());
+        assert!(!serving.is_usable());
+        serving.settle();
         assert!(serving.is_usable());
         assert!(server_config(Arc::new(serving), true).is_ok());
     }

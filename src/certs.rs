@@ -1,0 +1,317 @@
+//! The serving certificate that the adapter makes for itself, and how the API server comes to trust it.
+//!
+//! A certificate authority and a certificate for the Service's names lie in one Secret, so that
+//! replicas and restarts agree. The authority is published in `caBundle` of our APIServices before
+//! a certificate of it is used; nothing else of them is touched, and nothing at all where
+//! `spec.service` is not ours.
+//! Source: <https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/api-service-v1/>.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
+use serde_json::{Value, json};
+use ureq::http::Method;
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+
+use crate::changes::Changes;
+use crate::error::{Error, Reason};
+use crate::kube::Kube;
+use crate::route::{GROUP, VERSIONS};
+use crate::tls::{Serving, base64, certificates, certified_key, decode_base64, pem};
+
+const SECRET: &str = "custom-metrics-apiserver-certificate";
+const JSON: &str = "application/json";
+const DAY: u64 = 86_400;
+const CERTIFICATE_DAYS: u64 = 90;
+const AUTHORITY_DAYS: u64 = 3650;
+const PERIOD: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_secs(5);
+/// Until every API server has heard of a new authority.
+const PUBLISH: Duration = Duration::from_secs(2);
+/// Replicas that start together write one after the other.
+const ATTEMPTS: usize = 5;
+/// Authorities in a bundle: our own, and what was there before.
+const MOST_AUTHORITIES: usize = 4;
+
+/// Keeps the certificate up to date.
+#[derive(Debug)]
+pub struct Keeper {
+    pub(crate) kube: Arc<Kube>,
+    pub(crate) serving: Arc<Serving>,
+    pub(crate) changes: Arc<Changes>,
+    pub(crate) service: String,
+    pub(crate) namespace: String,
+}
+
+/// What lies in the Secret; all but the last two in PEM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Kept {
+    authority: String,
+    authority_key: String,
+    chain: String,
+    key: String,
+    renew: u64,
+    renew_authority: u64,
+}
+
+impl Keeper {
+    /// Looks after the certificate, for ever.
+    pub fn keep(&self) {
+        loop {
+            let result = self.round();
+            self.changes.note("serving certificate", &result);
+            self.serving.settle();
+            thread::sleep(if result.is_ok() { PERIOD } else { RETRY });
+        }
+    }
+
+    fn round(&self) -> Result<(), Error> {
+        let kept = self.kept(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())?;
+        let published = self.publish(&kept.authority);
+        match published {
+            Ok(true) => thread::sleep(PUBLISH),
+            // A certificate that nobody was told to trust is no loss.
+            Err(ref error) if self.serving.is_settled() => return Err(error.clone()),
+            _ => {}
+        }
+        self.serving.replace(certified_key(kept.chain.as_bytes(), kept.key.as_bytes()).map_err(broken)?);
+        published.map(|_| ())
+    }
+
+    /// What lies in the Secret, made anew when it is missing, unusable or due.
+    fn kept(&self, now: u64) -> Result<Kept, Error> {
+        let path = format!("/api/v1/namespaces/{}/secrets/{SECRET}", self.namespace);
+        let what = format!("Secret {SECRET} in namespace {}", self.namespace);
+        let mut conflict = broken("the Secret is written by others all the time".to_owned());
+        for _ in 0..ATTEMPTS {
+            let mut secret = self.kube.call(Method::GET, &path, JSON, None, &what)?;
+            let found = Kept::read(&secret);
+            if let Some(kept) = found.as_ref().filter(|kept| kept.is_good(&self.names(), now)) {
+                return Ok(kept.clone());
+            }
+            let made = Kept::make(found, &self.names(), now).map_err(broken)?;
+            if let Some(fields) = secret.as_object_mut() {
+                fields.insert("data".to_owned(), made.data());
+            }
+            match self.kube.call(Method::PUT, &path, JSON, Some(&secret), &what) {
+                Ok(_) => return Ok(made),
+                Err(error) if error.reason == Reason::KubernetesConflict => conflict = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(conflict)
+    }
+
+    /// The names that the API server may ask for; the first is what it does ask for.
+    fn names(&self) -> Vec<String> {
+        let base = format!("{}.{}", self.service, self.namespace);
+        vec![
+            format!("{base}.svc"),
+            format!("{base}.svc.cluster.local"),
+            base,
+            self.service.clone(),
+            "localhost".to_owned(),
+        ]
+    }
+
+    /// Makes our APIServices trust `authority`; true if one of them had to be changed.
+    fn publish(&self, authority: &str) -> Result<bool, Error> {
+        let mut changed = false;
+        for version in VERSIONS {
+            let name = format!("{version}.{GROUP}");
+            let path = format!("/apis/apiregistration.k8s.io/v1/apiservices/{name}");
+            let what = format!("APIService {name}");
+            let found = self.kube.call(Method::GET, &path, JSON, None, &what)?;
+            let Some(bundle) = self.bundle(&found, &name, authority)? else { continue };
+            let patch = json!({ "spec": { "caBundle": base64(bundle.as_bytes()) } });
+            self.kube.call(Method::PATCH, &path, JSON, Some(&patch), &what)?;
+            let now = self.kube.call(Method::GET, &path, JSON, None, &what)?;
+            if self.bundle(&now, &name, authority)?.is_some() {
+                return Err(broken(format!("{what} does not keep its caBundle")));
+            }
+            changed = true;
+        }
+        Ok(changed)
+    }
+
+    /// The bundle that an APIService should have; None if it is as it should be.
+    fn bundle(&self, service: &Value, name: &str, authority: &str) -> Result<Option<String>, Error> {
+        let text = |pointer: &str| service.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let owner = (text("/spec/service/namespace"), text("/spec/service/name"));
+        if owner != (self.namespace.as_str(), self.service.as_str()) {
+            return Err(broken(format!(
+                "APIService {name} belongs to Service {}/{} and is left alone",
+                owner.0, owner.1
+            )));
+        }
+        if service.pointer("/spec/insecureSkipTLSVerify") == Some(&Value::Bool(true)) {
+            return Err(broken(format!(
+                "APIService {name} does not verify the adapter's certificate; mend: kubectl patch apiservice {name} \
+                 --type=json -p='[{{\"op\":\"remove\",\"path\":\"/spec/insecureSkipTLSVerify\"}}]'"
+            )));
+        }
+        let old = decode_base64(text("/spec/caBundle")).and_then(|pem| certificates(&pem).ok()).unwrap_or_default();
+        let ours = certificates(authority.as_bytes()).map_err(broken)?;
+        if ours.iter().all(|certificate| old.contains(certificate)) {
+            return Ok(None);
+        }
+        let kept = old.iter().filter(|certificate| !ours.contains(certificate));
+        Ok(Some(ours.iter().chain(kept).take(MOST_AUTHORITIES).map(|der| pem("CERTIFICATE", der)).collect()))
+    }
+}
+
+impl Kept {
+    fn read(secret: &Value) -> Option<Self> {
+        let text = |key: &str| {
+            let data = secret.get("data")?.get(key)?.as_str()?;
+            String::from_utf8(decode_base64(data)?).ok()
+        };
+        Some(Self {
+            authority: text("ca.crt")?,
+            authority_key: text("ca.key")?,
+            chain: text("tls.crt")?,
+            key: text("tls.key")?,
+            renew: text("renew")?.parse().ok()?,
+            renew_authority: text("renew-ca")?.parse().ok()?,
+        })
+    }
+
+    fn data(&self) -> Value {
+        json!({
+            "ca.crt": base64(self.authority.as_bytes()),
+            "ca.key": base64(self.authority_key.as_bytes()),
+            "tls.crt": base64(self.chain.as_bytes()),
+            "tls.key": base64(self.key.as_bytes()),
+            "renew": base64(self.renew.to_string().as_bytes()),
+            "renew-ca": base64(self.renew_authority.to_string().as_bytes()),
+        })
+    }
+
+    /// Whether the certificate is not due, fits its key, and is one of the authority for `names`.
+    fn is_good(&self, names: &[String], now: u64) -> bool {
+        let verify = || -> Option<()> {
+            let authorities = certificates(self.authority.as_bytes()).ok()?;
+            let anchors = authorities.iter().map(anchor_from_trusted_cert).collect::<Result<Vec<_>, _>>().ok()?;
+            let chain = certificates(self.chain.as_bytes()).ok()?;
+            let leaf = EndEntityCert::try_from(chain.first()?).ok()?;
+            let time = UnixTime::since_unix_epoch(Duration::from_secs(now));
+            let (algorithms, usage) = (webpki::ALL_VERIFICATION_ALGS, KeyUsage::server_auth());
+            leaf.verify_for_usage(algorithms, &anchors, &[], time, usage, None, None).ok()?;
+            for name in names {
+                leaf.verify_is_valid_for_subject_name(&ServerName::try_from(name.as_str()).ok()?).ok()?;
+            }
+            certified_key(self.chain.as_bytes(), self.key.as_bytes()).ok().map(|_| ())
+        };
+        now < self.renew && now < self.renew_authority && verify().is_some()
+    }
+
+    /// A new certificate, of the authority that is there as long as that is not due. A new authority
+    /// stands before the old one, which is trusted until the next.
+    fn make(old: Option<Self>, names: &[String], now: u64) -> Result<Self, String> {
+        let text = |error: rcgen::Error| format!("a certificate cannot be made: {error}");
+        let mut params = CertificateParams::new(Vec::new()).map_err(text)?;
+        params.distinguished_name.push(DnType::CommonName, "sysdig-metrics-adapter-ca");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        set_validity(&mut params, now, AUTHORITY_DAYS);
+        let mut made = old.unwrap_or_default();
+        let usable = certificates(made.authority.as_bytes()).is_ok() && now < made.renew_authority;
+        let kept = PrivateKeyDer::from_pem_slice(made.authority_key.as_bytes()).ok().filter(|_| usable);
+        let issuer = match kept.and_then(|der| KeyPair::try_from(&der).ok()) {
+            Some(key) => Issuer::new(params, key),
+            None => {
+                let key = KeyPair::generate().map_err(text)?;
+                let before = certificates(made.authority.as_bytes()).ok().and_then(|list| list.into_iter().next());
+                let new = params.self_signed(&key).map_err(text)?;
+                made.authority = pem("CERTIFICATE", new.der());
+                made.authority.extend(before.iter().map(|der| pem("CERTIFICATE", der)));
+                made.authority_key = pem("PRIVATE KEY", &key.serialize_der());
+                made.renew_authority = now + AUTHORITY_DAYS * DAY * 2 / 3;
+                Issuer::new(params, key)
+            }
+        };
+        let key = KeyPair::generate().map_err(text)?;
+        let mut params = CertificateParams::new(names.to_vec()).map_err(text)?;
+        params.distinguished_name.push(DnType::CommonName, "sysdig-metrics-adapter");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        set_validity(&mut params, now, CERTIFICATE_DAYS);
+        made.chain = pem("CERTIFICATE", params.signed_by(&key, &issuer).map_err(text)?.der());
+        made.key = pem("PRIVATE KEY", &key.serialize_der());
+        made.renew = now + CERTIFICATE_DAYS * DAY * 2 / 3;
+        Ok(made)
+    }
+}
+
+/// From an hour ago, for clocks that are late.
+fn set_validity(params: &mut CertificateParams, now: u64, days: u64) {
+    let at = |seconds| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+    params.not_before = at(now.saturating_sub(3600));
+    params.not_after = at(now + days * DAY);
+}
+
+fn broken(why: String) -> Error {
+    Error::new(Reason::Internal, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn names() -> Vec<String> {
+        vec!["api.custom-metrics.svc".to_owned(), "localhost".to_owned()]
+    }
+
+    #[test]
+    fn a_made_certificate_is_good_until_it_is_due() {
+        let made = Kept::make(None, &names(), NOW).unwrap();
+        for (now, good) in [(NOW, true), (NOW + 59 * DAY, true), (NOW + 60 * DAY, false), (NOW - 2 * DAY, false)] {
+            assert_eq!(made.is_good(&names(), now), good, "{now}");
+        }
+        assert!(!made.is_good(&["other.svc".to_owned()], NOW));
+    }
+
+    #[test]
+    fn it_survives_the_secret() {
+        let made = Kept::make(None, &names(), NOW).unwrap();
+        assert_eq!(Kept::read(&json!({ "data": made.data() })), Some(made));
+        for empty in [json!({}), json!({ "data": null }), json!({ "data": { "ca.crt": "!" } })] {
+            assert_eq!(Kept::read(&empty), None, "{empty}");
+        }
+    }
+
+    #[test]
+    fn renewal_keeps_the_authority_until_that_is_due() {
+        let first = Kept::make(None, &names(), NOW).unwrap();
+        let later = NOW + 61 * DAY;
+        let second = Kept::make(Some(first.clone()), &names(), later).unwrap();
+        assert_eq!((&second.authority, &second.authority_key), (&first.authority, &first.authority_key));
+        assert_ne!(second.chain, first.chain);
+        assert!(second.is_good(&names(), later));
+        let due = first.renew_authority + 1;
+        let third = Kept::make(Some(second.clone()), &names(), due).unwrap();
+        assert!(third.is_good(&names(), due));
+        assert!(third.authority.contains(&first.authority), "the old authority is trusted beside the new one");
+        assert_ne!(third.authority, first.authority);
+    }
+
+    #[test]
+    fn a_damaged_secret_is_made_anew() {
+        let good = Kept::make(None, &names(), NOW).unwrap();
+        let other = Kept::make(None, &names(), NOW).unwrap();
+        let damaged = [
+            Kept { authority: String::new(), ..good.clone() },
+            Kept { authority_key: "x".to_owned(), chain: other.chain.clone(), ..good.clone() },
+            Kept { key: other.key.clone(), ..good.clone() },
+            Kept { chain: other.chain, key: other.key, ..good.clone() },
+        ];
+        for kept in damaged {
+            assert!(!kept.is_good(&names(), NOW));
+            assert!(Kept::make(Some(kept), &names(), NOW).unwrap().is_good(&names(), NOW));
+        }
+    }
+}
