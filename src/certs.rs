@@ -71,10 +71,12 @@ impl Keeper {
     fn round(&self) -> Result<(), Error> {
         let kept = self.kept(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())?;
         let published = self.publish(&kept.authority);
-        match published {
+        match &published {
             Ok(true) => thread::sleep(PUBLISH),
-            // A certificate that nobody was told to trust is no loss.
-            Err(ref error) if self.serving.is_settled() => return Err(error.clone()),
+            // What is in use may be all that the API server trusts; at the start there is nothing to lose.
+            Err(error) if error.reason != Reason::ForeignSlot && self.serving.is_settled() => {
+                return published.map(|_| ());
+            }
             _ => {}
         }
         self.serving.replace(certified_key(kept.chain.as_bytes(), kept.key.as_bytes()).map_err(broken)?);
@@ -119,22 +121,22 @@ impl Keeper {
 
     /// Makes our APIServices trust `authority`; true if one of them had to be changed.
     fn publish(&self, authority: &str) -> Result<bool, Error> {
-        let mut changed = false;
-        for version in VERSIONS {
-            let name = format!("{version}.{GROUP}");
-            let path = format!("/apis/apiregistration.k8s.io/v1/apiservices/{name}");
-            let what = format!("APIService {name}");
-            let found = self.kube.call(Method::GET, &path, JSON, None, &what)?;
-            let Some(bundle) = self.bundle(&found, &name, authority)? else { continue };
-            let patch = json!({ "spec": { "caBundle": base64(bundle.as_bytes()) } });
-            self.kube.call(Method::PATCH, &path, JSON, Some(&patch), &what)?;
-            let now = self.kube.call(Method::GET, &path, JSON, None, &what)?;
-            if self.bundle(&now, &name, authority)?.is_some() {
-                return Err(broken(format!("{what} does not keep its caBundle")));
-            }
-            changed = true;
+        let results = VERSIONS.map(|version| self.publish_one(&format!("{version}.{GROUP}"), authority));
+        let changed = results.contains(&Ok(true));
+        results.into_iter().find(Result::is_err).unwrap_or(Ok(changed))
+    }
+
+    fn publish_one(&self, name: &str, authority: &str) -> Result<bool, Error> {
+        let path = format!("/apis/apiregistration.k8s.io/v1/apiservices/{name}");
+        let what = format!("APIService {name}");
+        let read = || self.kube.call(Method::GET, &path, JSON, None, &what);
+        let Some(bundle) = self.bundle(&read()?, name, authority)? else { return Ok(false) };
+        let patch = json!({ "spec": { "caBundle": base64(bundle.as_bytes()) } });
+        self.kube.call(Method::PATCH, &path, JSON, Some(&patch), &what)?;
+        match self.bundle(&read()?, name, authority)? {
+            None => Ok(true),
+            Some(_) => Err(broken(format!("{what} does not keep its caBundle"))),
         }
-        Ok(changed)
     }
 
     /// The bundle that an APIService should have; None if it is as it should be.
@@ -142,13 +144,13 @@ impl Keeper {
         let text = |pointer: &str| service.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let owner = (text("/spec/service/namespace"), text("/spec/service/name"));
         if owner != (self.namespace.as_str(), self.service.as_str()) {
-            return Err(broken(format!(
+            return Err(foreign(format!(
                 "APIService {name} belongs to Service {}/{} and is left alone",
                 owner.0, owner.1
             )));
         }
         if service.pointer("/spec/insecureSkipTLSVerify") == Some(&Value::Bool(true)) {
-            return Err(broken(format!(
+            return Err(foreign(format!(
                 "APIService {name} does not verify the adapter's certificate; mend: kubectl patch apiservice {name} \
                  --type=json -p='[{{\"op\":\"remove\",\"path\":\"/spec/insecureSkipTLSVerify\"}}]'"
             )));
@@ -252,6 +254,11 @@ fn set_validity(params: &mut CertificateParams, now: u64, days: u64) {
     params.not_after = at(now + days * DAY);
 }
 
+/// An APIService that is its owner's to mend, not ours.
+fn foreign(why: String) -> Error {
+    Error::new(Reason::ForeignSlot, why)
+}
+
 fn broken(why: String) -> Error {
     Error::new(Reason::Internal, why)
 }
@@ -293,7 +300,7 @@ mod tests {
         assert_ne!(second.chain, first.chain);
         assert!(second.is_good(&names(), later));
         let due = first.renew_authority + 1;
-        let third = Kept::make(Some(second.clone()), &names(), due).unwrap();
+        let third = Kept::make(Some(second), &names(), due).unwrap();
         assert!(third.is_good(&names(), due));
         assert!(third.authority.contains(&first.authority), "the old authority is trusted beside the new one");
         assert_ne!(third.authority, first.authority);
@@ -307,7 +314,7 @@ mod tests {
             Kept { authority: String::new(), ..good.clone() },
             Kept { authority_key: "x".to_owned(), chain: other.chain.clone(), ..good.clone() },
             Kept { key: other.key.clone(), ..good.clone() },
-            Kept { chain: other.chain, key: other.key, ..good.clone() },
+            Kept { chain: other.chain, key: other.key, ..good },
         ];
         for kept in damaged {
             assert!(!kept.is_good(&names(), NOW));

@@ -76,6 +76,8 @@ reasons! {
     // The operator of the adapter.
     /// A setting is still missing.
     NotConfigured = 503 "ServiceUnavailable" "not-configured",
+    /// An APIService is not the adapter's, or does not verify it.
+    ForeignSlot = 503 "ServiceUnavailable" "foreign-apiservice",
     /// The adapter's service account lacks a permission.
     KubernetesForbidden = 503 "ServiceUnavailable" "kubernetes-forbidden",
     /// Sysdig refuses the token.

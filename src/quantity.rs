@@ -69,11 +69,6 @@ impl Quantity {
         let nanos = scale_digits(&digits, scale)?;
         Ok(Self(if negative { -nanos } else { nanos }))
     }
-
-    /// The value as a float, for arithmetic that is shown to people.
-    pub fn as_f64(self) -> f64 {
-        self.0 as f64 / NANOS as f64
-    }
 }
 
 fn parse_exponent(text: &str) -> Result<i64, QuantityError> {
