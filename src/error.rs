@@ -85,7 +85,7 @@ reasons! {
     /// The token may not read this.
     BackendForbidden = 503 "ServiceUnavailable" "backend-forbidden",
     /// Sysdig refuses the question itself.
-    BackendRejected = 503 "ServiceUnavailable" "backend-rejected",
+    BackendRejected = 404 "NotFound" "backend-rejected",
 
     // Nobody, or whoever runs what failed.
     /// Too much is asked at once.

@@ -163,7 +163,7 @@ fn read(version: &'static str, rest: &[&str], query: &Query, path: &str) -> Resu
     let (namespace, described, name, metric) = match rest {
         ["namespaces", namespace, "metrics", metric] => (*namespace, &Resource::NAMESPACES, *namespace, *metric),
         ["namespaces", namespace, resource, name, metric] => (*namespace, known_resource(resource)?, *name, *metric),
-        ["namespaces", _] | ["namespaces", _, _, _] => return Err(not_found(path)),
+        ["namespaces"] | ["namespaces", _] | ["namespaces", _, _, _] => return Err(not_found(path)),
         _ => {
             return Err(invalid(
                 "a metric is read at namespaces/NAMESPACE/RESOURCE/NAME/METRIC or namespaces/NAMESPACE/metrics/METRIC",
