@@ -2,7 +2,6 @@
 //!
 //! Pure. Source: <https://www.rfc-editor.org/rfc/rfc9110#name-content-negotiation>.
 
-use std::cmp::Reverse;
 use std::hash::{DefaultHasher, Hasher};
 
 /// Media ranges of an `Accept` header that are looked at; clients send three.
@@ -38,62 +37,47 @@ pub fn not_modified(if_none_match: Option<&str>, etag: &str) -> bool {
 
 /// Whether `Accept` allows JSON. Without that header anything is allowed.
 pub fn accepts_json(accept: Option<&str>) -> bool {
-    negotiate(accept, &[Form::Plain]) == Form::Plain
+    forms(accept).any(|(quality, form)| quality > 0 && form == Form::Plain)
 }
 
-/// The form of `/apis` that `Accept` prefers: by weight, then the more specific, then the one named first.
+/// The form of `/apis` that `Accept` prefers: by weight, then the one named first.
 pub fn negotiate_apis(accept: Option<&str>) -> Form {
-    negotiate(accept, &[Form::Plain, Form::Aggregated("v2"), Form::Aggregated("v2beta1")])
+    let better = |best: (u16, Form), found: (u16, Form)| if found.0 > best.0 { found } else { best };
+    forms(accept).fold((0, Form::NotAcceptable), better).1
 }
 
-/// Source: <https://www.rfc-editor.org/rfc/rfc9110#name-accept>.
-fn negotiate(accept: Option<&str>, offers: &[Form]) -> Form {
-    let listed = accept.unwrap_or_default().split(',').map(str::trim).filter(|range| !range.is_empty());
-    let mut listed = listed.take(MAX_RANGES).enumerate().peekable();
-    if listed.peek().is_none() {
-        return Form::Plain;
-    }
-    let ranges: Vec<_> = listed.filter_map(|(at, text)| Some((Reverse(at), parse_range(text)?))).collect();
-    let weight_of = |offer: Form| {
-        let matching = ranges.iter().filter(|(_, (form, ..))| *form == offer);
-        // The most specific range decides, so that `application/json;q=0, */*` refuses JSON.
-        let (specificity, quality, at) = matching.map(|&(at, (_, s, quality))| (s, quality, at)).max()?;
-        (quality > 0).then_some((quality, specificity, at))
-    };
-    let weighed = offers.iter().filter_map(|&offer| Some((weight_of(offer)?, offer)));
-    weighed.max_by_key(|&(weight, _)| weight).map_or(Form::NotAcceptable, |(_, offer)| offer)
+/// What the media ranges ask for, each with its weight in thousandths.
+fn forms(accept: Option<&str>) -> impl Iterator<Item = (u16, Form)> {
+    let accept = accept.filter(|text| text.contains(|c: char| c != ',' && !c.is_whitespace())).unwrap_or("*/*");
+    let ranges = accept.split(',').map(str::trim).filter(|range| !range.is_empty());
+    ranges.take(MAX_RANGES).filter_map(parse_range)
 }
 
-/// What a media range asks for, how specifically (0 to 2) and its weight in thousandths.
 /// A range with any of `g`, `v` and `as` asks for another object in place of the plain one (kubectl asks for tables).
 /// Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/#alternate-representations-of-resources>.
-fn parse_range(text: &str) -> Option<(Form, usize, u16)> {
+fn parse_range(text: &str) -> Option<(u16, Form)> {
     let mut parts = text.split(';').map(str::trim);
-    let essence = parts.next()?;
-    let kinds = ["*/*", "application/*", "application/json"];
-    let specificity = kinds.iter().position(|kind| essence.eq_ignore_ascii_case(kind))?;
-    let (mut quality, mut group, mut version, mut kind) = (1000, None, None, None);
+    let essence = parts.next()?.to_ascii_lowercase();
+    let (mut quality, mut special) = (1000, [None; 3]);
     for part in parts {
         let (key, value) = part.split_once('=').unwrap_or((part, ""));
         let value = value.trim().trim_matches('"');
         match key.trim().to_ascii_lowercase().as_str() {
             "q" => quality = parse_quality(value)?,
-            "g" => group = Some(value),
-            "v" => version = Some(value),
-            "as" => kind = Some(value),
+            "g" => special[0] = Some(value),
+            "v" => special[1] = Some(value),
+            "as" => special[2] = Some(value),
             _ => {}
         }
     }
-    let form = match (specificity, group, version, kind) {
-        (_, None, None, None) => Form::Plain,
-        (2, Some("apidiscovery.k8s.io"), Some(version), Some("APIGroupDiscoveryList")) => match version {
-            "v2" => Form::Aggregated("v2"),
-            "v2beta1" => Form::Aggregated("v2beta1"),
-            _ => return None,
-        },
+    let form = match (essence.as_str(), special) {
+        ("*/*" | "application/*" | "application/json", [None, None, None]) => Form::Plain,
+        ("application/json", [Some("apidiscovery.k8s.io"), Some(version), Some("APIGroupDiscoveryList")]) => {
+            Form::Aggregated(["v2", "v2beta1"].into_iter().find(|served| *served == version)?)
+        }
         _ => return None,
     };
-    Some((form, specificity, quality))
+    Some((quality, form))
 }
 
 fn parse_quality(text: &str) -> Option<u16> {
@@ -115,7 +99,7 @@ mod tests {
             (format!("{v2},{v2beta1},application/json"), newer),
             (format!("{v2beta1}, {v2}, application/json"), older),
             (format!("application/json, {v2}"), Form::Plain),
-            (format!("*/*, {v2}"), newer),
+            (format!("*/*, {v2}"), Form::Plain),
             (format!("{v2};q=0.2, {v2beta1};q=0.9"), older),
             (format!("{v2};q=0, {v2beta1}"), older),
             (format!("{v2};q=0.1, application/json;q=0.5, */*"), Form::Plain),
@@ -151,8 +135,8 @@ mod tests {
             ("application/yaml, text/html", false),
             ("application/json;as=Table;v=v1;g=meta.k8s.io", false),
             ("application/json;q=0", false),
-            ("application/json;q=0, */*", false),
-            ("application/*;q=0.0, */*;q=1", false),
+            ("application/json;q=0, */*", true),
+            ("application/*;q=0.0, application/yaml", false),
             ("application/json;q=nan", false),
             ("application/json;q=inf", false),
             ("application/json;q=-1", false),

@@ -18,6 +18,12 @@ pub struct Error {
     pub retry_after: Option<u64>,
 }
 
+/// `refusal!(NoData, "no sample of {metric}")`: an [`Error`] with a formatted message.
+macro_rules! refusal {
+    ($reason:ident, $($message:tt)+) => { $crate::error::Error::new($crate::error::Reason::$reason, format!($($message)+)) };
+}
+pub(crate) use refusal;
+
 macro_rules! reasons {
     ($($(#[$doc:meta])+ $variant:ident = $code:literal $status:literal $word:literal,)+) => {
         /// What kind of refusal, grouped by who must act.

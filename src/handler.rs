@@ -11,7 +11,7 @@ use crate::auth::{Auth, User, unauthenticated};
 use crate::config::Secret;
 use crate::connections::Connections;
 use crate::discovery;
-use crate::error::{Error, Reason};
+use crate::error::{Error, refusal};
 use crate::openapi;
 use crate::readings::Readings;
 use crate::route::{Read, Route, VERSIONS, route};
@@ -179,7 +179,7 @@ impl Handler {
 }
 
 fn not_acceptable() -> Error {
-    Error::new(Reason::NotAcceptable, "only application/json is served: the Accept header does not allow it")
+    refusal!(NotAcceptable, "only application/json is served: the Accept header does not allow it")
 }
 
 /// A document, or 304 for who has it already. The aggregator asks for all of them every minute.

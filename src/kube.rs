@@ -14,7 +14,7 @@ use ureq::http::{Method, Request};
 
 use crate::agent::{Roots, agent, explain};
 use crate::config::{Config, Secret};
-use crate::error::{Error, Reason, quoted};
+use crate::error::{Error, Reason, quoted, refusal};
 use crate::requestheader::RequestHeader;
 use crate::route::Resource;
 use crate::tls::certificates;
@@ -114,16 +114,14 @@ impl Kube {
         match status {
             200 | 201 => serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON")),
             401 => Err(unavailable("it does not accept the service account token (401)")),
-            403 => Err(Error::new(
-                Reason::KubernetesForbidden,
-                format!(
-                    "the adapter lacks a permission for {what}, kubectl apply -f manifests/01-sysdig-metrics-rbac.yml \
+            403 => Err(refusal!(
+                KubernetesForbidden,
+                "the adapter lacks a permission for {what}, kubectl apply -f manifests/01-sysdig-metrics-rbac.yml \
                      restores its roles ({})",
-                    quoted(&message(&answer))
-                ),
+                quoted(&message(&answer))
             )),
-            409 => Err(Error::new(Reason::KubernetesConflict, format!("{what} was changed by others meanwhile"))),
-            404 => Err(Error::new(Reason::ObjectNotFound, format!("{what} does not exist"))),
+            409 => Err(refusal!(KubernetesConflict, "{what} was changed by others meanwhile")),
+            404 => Err(refusal!(ObjectNotFound, "{what} does not exist")),
             other => Err(unavailable(&format!("it answers {other}: {}", quoted(&message(&answer))))),
         }
     }
@@ -176,7 +174,7 @@ impl Kube {
 }
 
 fn unavailable(why: &str) -> Error {
-    Error::new(Reason::KubernetesUnavailable, format!("the Kubernetes API cannot be asked: {why}"))
+    refusal!(KubernetesUnavailable, "the Kubernetes API cannot be asked: {why}")
 }
 
 fn named(resource: &Resource, namespace: &str, name: &str) -> String {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::api::Value;
 use crate::changes::Changes;
 use crate::config::Config;
-use crate::error::{Error, Reason};
+use crate::error::{Error, Reason, refusal};
 use crate::kube::Kube;
 use crate::quantity::{Quantity, QuantityError};
 use crate::route::{Read, Resource};
@@ -70,26 +70,22 @@ impl Readings {
         self.note_sysdig(&seen);
         let seen = seen?;
         if seen < ready {
-            return Err(Error::new(
-                Reason::NoData,
-                format!(
-                    "Sysdig has no sample of {} for {} in the last {WINDOW} s, and sees {seen} of its {ready} ready pods: \
+            return Err(refusal!(
+                NoData,
+                "Sysdig has no sample of {} for {} in the last {WINDOW} s, and sees {seen} of its {ready} ready pods: \
                      does the Sysdig agent run on every node?",
-                    read.metric,
-                    object(read)
-                ),
+                read.metric,
+                object(read)
             ));
         }
         if self.is_collected(&read.metric, now)? {
             return Ok(Quantity::ZERO);
         }
-        Err(Error::new(
-            Reason::MetricNotCollected,
-            format!(
-                "Sysdig has no sample of {} in the whole cluster within a day: is the id right, and does the agent's mode \
+        Err(refusal!(
+            MetricNotCollected,
+            "Sysdig has no sample of {} in the whole cluster within a day: is the id right, and does the agent's mode \
                  collect it? (agents in essentials mode send no HTTP metrics)",
-                read.metric
-            ),
+            read.metric
         ))
     }
 
@@ -146,14 +142,12 @@ fn object(read: &Read) -> String {
 }
 
 fn unknown_object(read: &Read) -> Error {
-    Error::new(
-        Reason::NoData,
-        format!(
-            "Sysdig has no sample of {} for {} in the last {WINDOW} s, and none of its containers: is CLUSTER_NAME the name \
+    refusal!(
+        NoData,
+        "Sysdig has no sample of {} for {} in the last {WINDOW} s, and none of its containers: is CLUSTER_NAME the name \
              that Sysdig shows, does the token's team see this namespace, does the agent run?",
-            read.metric,
-            object(read)
-        ),
+        read.metric,
+        object(read)
     )
 }
 
@@ -162,14 +156,12 @@ fn check_age(read: &Read, row: &Row, now: u64, max_age: Duration) -> Result<(), 
     if age <= max_age.as_secs() {
         return Ok(());
     }
-    Err(Error::new(
-        Reason::TooOld,
-        format!(
-            "the newest sample of {} for {} is {age} s old, more than MAX_AGE ({} s)",
-            read.metric,
-            object(read),
-            max_age.as_secs()
-        ),
+    Err(refusal!(
+        TooOld,
+        "the newest sample of {} for {} is {age} s old, more than MAX_AGE ({} s)",
+        read.metric,
+        object(read),
+        max_age.as_secs()
     ))
 }
 

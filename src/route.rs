@@ -4,7 +4,7 @@
 //! <https://github.com/kubernetes/metrics/blob/master/pkg/apis/custom_metrics/v1beta2/types.go>,
 //! and of a Kubernetes API server's discovery and health.
 
-use crate::error::{Error, Reason, quoted};
+use crate::error::{Error, Reason, quoted, refusal};
 
 /// The API group served.
 pub const GROUP: &str = "custom.metrics.k8s.io";
@@ -151,10 +151,7 @@ pub fn route(method: &str, target: &str) -> Result<Route, Error> {
         _ => return Err(not_found(path)),
     };
     if method != "GET" {
-        return Err(Error::new(
-            Reason::MethodNotAllowed,
-            format!("{} is not allowed: metrics are read-only, use GET", quoted(method)),
-        ));
+        return Err(refusal!(MethodNotAllowed, "{} is not allowed: metrics are read-only, use GET", quoted(method)));
     }
     Ok(route)
 }
@@ -208,13 +205,11 @@ fn known_resource(text: &str) -> Result<&'static Resource, Error> {
             Err(invalid("metrics of a namespace are read at namespaces/NAMESPACE/metrics/METRIC"))
         }
         Some(resource) => Ok(resource),
-        None => Err(Error::new(
-            Reason::NotFound,
-            format!(
-                "no metrics are served for resource {}: use pods, services, deployments.apps, statefulsets.apps, \
+        None => Err(refusal!(
+            NotFound,
+            "no metrics are served for resource {}: use pods, services, deployments.apps, statefulsets.apps, \
                  daemonsets.apps, replicasets.apps or jobs.batch",
-                quoted(text)
-            ),
+            quoted(text)
         )),
     }
 }
@@ -247,7 +242,7 @@ fn invalid(message: impl Into<String>) -> Error {
 }
 
 fn not_found(path: &str) -> Error {
-    Error::new(Reason::NotFound, format!("nothing is served at {}; / lists what is", quoted(path)))
+    refusal!(NotFound, "nothing is served at {}; / lists what is", quoted(path))
 }
 
 /// The decoded segments of a path. One trailing slash is no segment.

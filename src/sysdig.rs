@@ -8,7 +8,7 @@ use ureq::{Agent, Proxy};
 
 use crate::agent::{Roots, agent, explain};
 use crate::config::{Config, Secret, TokenSource};
-use crate::error::{Error, Reason, quoted};
+use crate::error::{Error, Reason, quoted, refusal};
 use crate::quantity::{Quantity, QuantityError};
 use crate::tls::certificates;
 
@@ -180,9 +180,10 @@ impl Sysdig {
         let cluster = (CLUSTER, self.cluster()?);
         let parts = std::iter::once(&cluster).chain(labels).map(|(id, value)| {
             if value.chars().any(|c| c.is_control() || matches!(c, '\'' | '"' | '\\')) {
-                return Err(Error::new(
-                    Reason::InvalidRequest,
-                    format!("{} cannot stand in a Sysdig filter: it holds a quote or a backslash", quoted(value)),
+                return Err(refusal!(
+                    InvalidRequest,
+                    "{} cannot stand in a Sysdig filter: it holds a quote or a backslash",
+                    quoted(value)
                 ));
             }
             Ok(format!("{id} = '{value}'"))
@@ -223,12 +224,10 @@ impl Sysdig {
 
     fn token(&self) -> Result<Secret, Error> {
         let missing = |why: String| {
-            Error::new(
-                Reason::NotConfigured,
-                format!(
-                    "{why}: kubectl create secret generic --from-literal access-key=TOKEN -n custom-metrics sysdig-api \
+            refusal!(
+                NotConfigured,
+                "{why}: kubectl create secret generic --from-literal access-key=TOKEN -n custom-metrics sysdig-api \
                      (the token is in Sysdig Monitor under Settings, User Profile)"
-                ),
             )
         };
         match &self.token {
@@ -245,10 +244,10 @@ impl Sysdig {
 
     fn cluster(&self) -> Result<&str, Error> {
         self.cluster.as_deref().ok_or_else(|| {
-            Error::new(
-                Reason::NotConfigured,
+            refusal!(
+                NotConfigured,
                 "CLUSTER_NAME is not set: kubectl set env deployment/custom-metrics-apiserver -n custom-metrics \
-                 CLUSTER_NAME=NAME, with the cluster's name as Sysdig Monitor shows it",
+                 CLUSTER_NAME=NAME, with the cluster's name as Sysdig Monitor shows it"
             )
         })
     }
@@ -257,12 +256,13 @@ impl Sysdig {
         let host = &self.endpoint;
         match error {
             ureq::Error::Timeout(_) => {
-                Error::new(Reason::BackendTimeout, format!("Sysdig at {host} did not answer within SDC_TIMEOUT"))
+                refusal!(BackendTimeout, "Sysdig at {host} did not answer within SDC_TIMEOUT")
             }
             ureq::Error::Protocol(_) => invalid_answer("it is not HTTP"),
-            other => Error::new(
-                Reason::BackendUnreachable,
-                format!("Sysdig at {host} cannot be reached: {} (check SDC_ENDPOINT, DNS and egress)", explain(other)),
+            other => refusal!(
+                BackendUnreachable,
+                "Sysdig at {host} cannot be reached: {} (check SDC_ENDPOINT, DNS and egress)",
+                explain(other)
             ),
         }
     }
@@ -303,12 +303,12 @@ fn average(metric: &str) -> Value {
 }
 
 fn invalid_answer(why: &str) -> Error {
-    Error::new(Reason::BackendInvalidAnswer, format!("Sysdig's answer cannot be used: {why}"))
+    refusal!(BackendInvalidAnswer, "Sysdig's answer cannot be used: {why}")
 }
 
 fn ambiguous(metric: &str, labels: &[Label<'_>]) -> Error {
     let object = labels.last().map_or("the object", |(_, value)| value);
-    Error::new(Reason::Ambiguous, format!("Sysdig has more than one series of {metric} for {object}"))
+    refusal!(Ambiguous, "Sysdig has more than one series of {metric} for {object}")
 }
 
 /// What Sysdig says about an error, in whichever of its forms.

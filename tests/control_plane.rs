@@ -80,7 +80,7 @@ fn the_walk_through_and_the_failures_users_fear() {
     step("what users fear", || stage.failures(&by_service));
     step("who may read", || stage.authorization());
     step("three minutes without an error about us in the API server's log", || {
-        stage.quiet_log(quiet_since, quiet_from)
+        stage.quiet_log(quiet_since, quiet_from);
     });
     step("the adapter is killed and started again", || stage.restart());
     step("uninstalling", || stage.uninstall());
