@@ -3,6 +3,7 @@
 //! Source: <https://github.com/kubernetes/metrics/tree/master/pkg/apis/custom_metrics>.
 
 use serde::Serialize;
+use serde_json::json;
 
 use crate::quantity::Quantity;
 use crate::route::{GROUP, Read, Resource};
@@ -49,89 +50,32 @@ pub struct Value {
     pub window_seconds: u64,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct MetricValueList<'a> {
-    kind: &'static str,
-    api_version: String,
-    metadata: Metadata<'a>,
-    items: [Item<'a>; 1],
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Metadata<'a> {
-    self_link: &'a str,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Item<'a> {
-    described_object: DescribedObject<'a>,
-    #[serde(flatten)]
-    name: MetricName<'a>,
-    timestamp: String,
-    window_seconds: u64,
-    value: String,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct DescribedObject<'a> {
-    kind: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    namespace: Option<&'a str>,
-    name: &'a str,
-    api_version: &'static str,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum MetricName<'a> {
-    #[serde(rename_all = "camelCase")]
-    V1Beta1 {
-        metric_name: &'a str,
-    },
-    V1Beta2 {
-        metric: MetricIdentifier<'a>,
-    },
-}
-
-#[derive(Serialize)]
-struct MetricIdentifier<'a> {
-    name: &'a str,
-    selector: Option<()>,
-}
-
-/// The answer to a read: one value of one object.
+/// The answer to a read: one value of one object, its fields in the order of the walk-through.
 pub fn metric_value_list(read: &Read, value: Value) -> Response {
     let Resource { kind, api_version, .. } = *read.described;
-    let name = match read.version {
-        "v1beta1" => MetricName::V1Beta1 { metric_name: &read.metric },
-        _ => MetricName::V1Beta2 { metric: MetricIdentifier { name: &read.metric, selector: None } },
+    let (version, metric, quantity) = (read.version, json!(read.metric), value.quantity);
+    let namespace = match *read.described {
+        Resource::NAMESPACES => String::new(),
+        _ => format!(r#""namespace":{},"#, json!(read.namespace)),
     };
-    let namespace = (*read.described != Resource::NAMESPACES).then_some(read.namespace.as_str());
-    Response::json(
-        200,
-        &MetricValueList {
-            kind: "MetricValueList",
-            api_version: format!("{GROUP}/{}", read.version),
-            metadata: Metadata { self_link: &read.path },
-            items: [Item {
-                described_object: DescribedObject { kind, namespace, name: &read.name, api_version },
-                name,
-                timestamp: rfc3339(value.timestamp),
-                window_seconds: value.window_seconds,
-                value: value.quantity.to_string(),
-            }],
-        },
-    )
+    let metric = match version {
+        "v1beta1" => format!(r#""metricName":{metric}"#),
+        _ => format!(r#""metric":{{"name":{metric},"selector":null}}"#),
+    };
+    let (name, link, timestamp) = (json!(read.name), json!(read.path), rfc3339(value.timestamp));
+    let object = format!(r#"{{"kind":"{kind}",{namespace}"name":{name},"apiVersion":"{api_version}"}}"#);
+    let window = value.window_seconds;
+    let item = format!(
+        r#"{{"describedObject":{object},{metric},"timestamp":"{timestamp}","windowSeconds":{window},"value":"{quantity}"}}"#
+    );
+    let list = format!(
+        r#"{{"kind":"MetricValueList","apiVersion":"{GROUP}/{version}","metadata":{{"selfLink":{link}}},"items":[{item}]}}"#
+    );
+    Response::bytes(200, JSON, list.into_bytes())
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::route::{Route, route};
 

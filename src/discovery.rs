@@ -1,11 +1,17 @@
-//! Discovery: which group, versions and metrics there are.
+//! Discovery: which group, versions and metrics there are, their OpenAPI, and the form a client accepts.
 //!
 //! Made from memory alone, bounded and never empty, because a client that gets no valid document here
 //! (kubectl, the namespace controller) fails for every resource of the cluster, not only for metrics.
 //! Sources: <https://kubernetes.io/docs/concepts/overview/kubernetes-api/#discovery-api> and
 //! <https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/3352-aggregated-discovery>.
+//!
+//! kube-apiserver reads `/openapi/v2` every minute and merges what lies under `/apis/GROUP/VERSION/` into its own
+//! document, so one mistake there would spoil `kubectl explain` for the whole cluster. Therefore nothing in the
+//! `openapi-*.json` files is shared with Kubernetes' documents: every `$ref` stays within its document, Kubernetes'
+//! own types are written out in place, and operationIds begin with `readSysdigMetric`.
 
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hasher};
 
 use serde_json::{Value, json};
 
@@ -85,6 +91,109 @@ pub fn api_resource_list(version: &str, metrics: &[String]) -> String {
         })
         .collect();
     list(&entries).to_string()
+}
+
+/// The document of both versions, for `/openapi/v2`.
+pub const OPENAPI_V2: &str = include_str!("openapi-v2.json");
+
+/// Where the version 3 documents are, for `/openapi/v3`. The hash lets clients keep them until they change.
+/// Source: <https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/2896-openapi-v3>.
+pub fn openapi_v3_index() -> Value {
+    let url = |version: &str| {
+        let hash = etag(openapi_v3(version).as_bytes()).replace('"', "");
+        json!({ "serverRelativeURL": format!("/openapi/v3/apis/{GROUP}/{version}?hash={hash}") })
+    };
+    let (v1beta1, v1beta2) = (url("v1beta1"), url("v1beta2"));
+    json!({ "paths": { "apis/custom.metrics.k8s.io/v1beta1": v1beta1, "apis/custom.metrics.k8s.io/v1beta2": v1beta2 } })
+}
+
+/// The document of one version, for `/openapi/v3/apis/custom.metrics.k8s.io/VERSION`.
+pub fn openapi_v3(version: &str) -> &'static str {
+    match version {
+        "v1beta1" => include_str!("openapi-v3-v1beta1.json"),
+        _ => include_str!("openapi-v3-v1beta2.json"),
+    }
+}
+
+/// Media ranges of an `Accept` header that are looked at; clients send three.
+const MAX_RANGES: usize = 64;
+
+/// The form in which a client wants `/apis`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Groups and versions in one document of version `v2` or `v2beta1` of `apidiscovery.k8s.io`.
+    Aggregated(&'static str),
+    /// Only forms that are not served; the answer is 406.
+    NotAcceptable,
+    /// Plain JSON.
+    Plain,
+}
+
+/// The entity tag of a body.
+///
+/// It need not withstand attack, as all bodies are our own, and 64 bits tell their few versions apart. The hasher's
+/// keys are fixed, so replicas of one build agree; another build may hash differently, which costs one more download.
+pub fn etag(body: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(body);
+    format!("\"{:016X}\"", hasher.finish())
+}
+
+/// Whether `If-None-Match` names this tag, so that 304 is the answer.
+/// Source: <https://www.rfc-editor.org/rfc/rfc9110#name-if-none-match>.
+pub fn not_modified(if_none_match: Option<&str>, etag: &str) -> bool {
+    let mut tags = if_none_match.unwrap_or_default().split(',').map(str::trim);
+    tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+}
+
+/// Whether `Accept` allows JSON. Without that header anything is allowed.
+pub fn accepts_json(accept: Option<&str>) -> bool {
+    forms(accept).any(|(quality, form)| quality > 0 && form == Form::Plain)
+}
+
+/// The form of `/apis` that `Accept` prefers: by weight, then the one named first.
+pub fn negotiate_apis(accept: Option<&str>) -> Form {
+    let better = |best: (u16, Form), found: (u16, Form)| if found.0 > best.0 { found } else { best };
+    forms(accept).fold((0, Form::NotAcceptable), better).1
+}
+
+/// What the media ranges ask for, each with its weight in thousandths.
+fn forms(accept: Option<&str>) -> impl Iterator<Item = (u16, Form)> {
+    let accept = accept.filter(|text| text.contains(|c: char| c != ',' && !c.is_whitespace())).unwrap_or("*/*");
+    let ranges = accept.split(',').map(str::trim).filter(|range| !range.is_empty());
+    ranges.take(MAX_RANGES).filter_map(parse_range)
+}
+
+/// A range with any of `g`, `v` and `as` asks for another object in place of the plain one (kubectl asks for tables).
+/// Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/#alternate-representations-of-resources>.
+fn parse_range(text: &str) -> Option<(u16, Form)> {
+    let mut parts = text.split(';').map(str::trim);
+    let essence = parts.next()?.to_ascii_lowercase();
+    let (mut quality, mut special) = (1000, [None; 3]);
+    for part in parts {
+        let (key, value) = part.split_once('=').unwrap_or((part, ""));
+        let value = value.trim().trim_matches('"');
+        match key.trim().to_ascii_lowercase().as_str() {
+            "q" => quality = parse_quality(value)?,
+            "g" => special[0] = Some(value),
+            "v" => special[1] = Some(value),
+            "as" => special[2] = Some(value),
+            _ => {}
+        }
+    }
+    let form = match (essence.as_str(), special) {
+        ("*/*" | "application/*" | "application/json", [None, None, None]) => Form::Plain,
+        ("application/json", [Some("apidiscovery.k8s.io"), Some(version), Some("APIGroupDiscoveryList")]) => {
+            Form::Aggregated(["v2", "v2beta1"].into_iter().find(|served| *served == version)?)
+        }
+        _ => return None,
+    };
+    Some((quality, form))
+}
+
+fn parse_quality(text: &str) -> Option<u16> {
+    let quality: f32 = text.parse().ok()?;
+    (0.0..=1.0).contains(&quality).then(|| (quality * 1000.0).round() as u16)
 }
 
 fn entry(resource: &Resource, metric: &str) -> Value {
@@ -230,5 +339,215 @@ mod tests {
         let longest: Vec<String> = (0..800).map(|n| format!("{n:0>MAX_NAME$}")).collect();
         let body = api_resource_list("v1beta2", &longest);
         assert!(body.len() <= MAX_BODY && body.len() > MAX_BODY - 1000);
+    }
+
+    fn all() -> [Value; 3] {
+        [OPENAPI_V2, openapi_v3("v1beta1"), openapi_v3("v1beta2")].map(parsed)
+    }
+
+    /// Every value below `document` that stands under `key`.
+    fn under(document: &Value, key: &str) -> Vec<Value> {
+        match document {
+            Value::Object(map) => {
+                map.iter().flat_map(|(k, v)| (k == key).then(|| v.clone()).into_iter().chain(under(v, key))).collect()
+            }
+            Value::Array(items) => items.iter().flat_map(|item| under(item, key)).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn every_reference_resolves_inside_its_document() {
+        for document in all() {
+            let references = under(&document, "$ref");
+            assert!(references.len() >= 3);
+            for reference in references {
+                let pointer = reference.as_str().unwrap().strip_prefix('#').unwrap();
+                assert!(document.pointer(pointer).is_some(), "{reference}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_operation_has_its_own_id() {
+        for (document, operations) in all().iter().zip([6, 3, 3]) {
+            let ids = under(document, "operationId");
+            assert_eq!(ids.len(), operations);
+            assert_eq!(ids.iter().map(Value::to_string).collect::<BTreeSet<_>>().len(), operations);
+        }
+    }
+
+    #[test]
+    fn the_aggregator_keeps_every_path() {
+        for document in all() {
+            for path in document["paths"].as_object().unwrap().keys() {
+                let kept =
+                    ["v1beta1", "v1beta2"].map(|v| path.starts_with(&format!("/apis/custom.metrics.k8s.io/{v}/")));
+                assert!(kept.contains(&true), "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_placeholder_of_a_path_is_a_parameter() {
+        for document in all() {
+            for (path, item) in document["paths"].as_object().unwrap() {
+                let placeholders: BTreeSet<_> =
+                    path.split('/').filter_map(|s| s.strip_prefix('{')?.strip_suffix('}')).collect();
+                let parameters = item["get"]["parameters"].as_array().cloned().unwrap_or_default();
+                let named: BTreeSet<_> = parameters.iter().filter_map(|parameter| parameter["name"].as_str()).collect();
+                assert_eq!(placeholders, named, "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn both_versions_define_their_list_and_nothing_of_kubernetes_itself() {
+        let document = parsed(OPENAPI_V2);
+        let names: Vec<_> = document["definitions"].as_object().unwrap().keys().map(String::as_str).collect();
+        let expected =
+            ["v1beta1.MetricValue", "v1beta1.MetricValueList", "v1beta2.MetricValue", "v1beta2.MetricValueList"]
+                .map(|name| format!("io.k8s.metrics.pkg.apis.custom_metrics.{name}"));
+        assert_eq!(names, expected);
+        for (name, definition) in document["definitions"].as_object().unwrap() {
+            let kind = &definition["x-kubernetes-group-version-kind"];
+            let version = if name.contains("v1beta1") { "v1beta1" } else { "v1beta2" };
+            let expected = json!([{ "group": "custom.metrics.k8s.io", "version": version, "kind": "MetricValueList" }]);
+            assert!(if name.ends_with("List") { *kind == expected } else { kind.is_null() }, "{name}: {kind}");
+        }
+    }
+
+    #[test]
+    fn a_version_3_document_holds_its_own_version_only() {
+        for (version, other) in [("v1beta1", "v1beta2"), ("v1beta2", "v1beta1")] {
+            let body = openapi_v3(version);
+            assert!(body.contains(version) && !body.contains(other), "{body}");
+        }
+    }
+
+    #[test]
+    fn the_documents_carry_the_version_of_this_release() {
+        for document in all() {
+            assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+        }
+    }
+
+    #[test]
+    fn the_index_names_each_document_by_its_hash() {
+        let index = openapi_v3_index();
+        assert_eq!(index["paths"].as_object().unwrap().len(), 2);
+        for version in ["v1beta1", "v1beta2"] {
+            let url = &index["paths"][format!("apis/custom.metrics.k8s.io/{version}")]["serverRelativeURL"];
+            let hash = etag(openapi_v3(version).as_bytes()).replace('"', "");
+            assert_eq!(*url, format!("/openapi/v3/apis/custom.metrics.k8s.io/{version}?hash={hash}"));
+        }
+    }
+
+    #[test]
+    fn accept_chooses_the_form_of_apis() {
+        let v2 = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+        let v2beta1 = "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList";
+        let (newer, older) = (Form::Aggregated("v2"), Form::Aggregated("v2beta1"));
+        let table = [
+            (format!("{v2},{v2beta1}"), newer),
+            (format!("{v2},{v2beta1},application/json"), newer),
+            (format!("{v2beta1}, {v2}, application/json"), older),
+            (format!("application/json, {v2}"), Form::Plain),
+            (format!("*/*, {v2}"), Form::Plain),
+            (format!("{v2};q=0.2, {v2beta1};q=0.9"), older),
+            (format!("{v2};q=0, {v2beta1}"), older),
+            (format!("{v2};q=0.1, application/json;q=0.5, */*"), Form::Plain),
+            (v2beta1.to_owned(), older),
+            ("Application/JSON; AS=APIGroupDiscoveryList ; V=\"v2\" ; G=apidiscovery.k8s.io".to_owned(), newer),
+            ("application/json;g=apidiscovery.k8s.io;v=v3;as=APIGroupDiscoveryList".to_owned(), Form::NotAcceptable),
+            ("application/json;g=apidiscovery.k8s.io;v=v3;as=APIGroupDiscoveryList,*/*".to_owned(), Form::Plain),
+            ("application/json;v=v2;as=APIGroupDiscoveryList".to_owned(), Form::NotAcceptable),
+            ("application/*;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList".to_owned(), Form::NotAcceptable),
+            ("application/json".to_owned(), Form::Plain),
+            ("application/yaml".to_owned(), Form::NotAcceptable),
+            (String::new(), Form::Plain),
+        ];
+        for (accept, form) in table {
+            assert_eq!(negotiate_apis(Some(&accept)), form, "{accept}");
+        }
+        assert_eq!(negotiate_apis(None), Form::Plain);
+    }
+
+    #[test]
+    fn json_is_acceptable_unless_refused_or_left_out() {
+        let table = [
+            ("application/vnd.kubernetes.protobuf, */*", true),
+            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", true),
+            ("application/json; charset=utf-8", true),
+            ("text/html, application/*;q=0.1", true),
+            ("*/*;q=0.001", true),
+            (" , ,", true),
+            ("APPLICATION/JSON", true),
+            ("application/json;q=1.000", true),
+            ("application/json;q=0, application/json", true),
+            ("application/vnd.kubernetes.protobuf", false),
+            ("application/yaml, text/html", false),
+            ("application/json;as=Table;v=v1;g=meta.k8s.io", false),
+            ("application/json;q=0", false),
+            ("application/json;q=0, */*", true),
+            ("application/*;q=0.0, application/yaml", false),
+            ("application/json;q=nan", false),
+            ("application/json;q=inf", false),
+            ("application/json;q=-1", false),
+            ("application/json;q=2", false),
+            ("application/json;q=", false),
+            ("application/jsonp", false),
+            ("application", false),
+            ("*", false),
+            (";;==", false),
+            ("é", false),
+        ];
+        for (accept, acceptable) in table {
+            assert_eq!(accepts_json(Some(accept)), acceptable, "{accept}");
+        }
+        assert!(accepts_json(None));
+    }
+
+    #[test]
+    fn only_the_first_ranges_of_an_endless_header_count() {
+        assert!(accepts_json(Some(&("text/html,".repeat(MAX_RANGES - 1) + "*/*"))));
+        assert!(!accepts_json(Some(&("text/html,".repeat(100_000) + "*/*"))));
+        assert!(accepts_json(Some(&(",".repeat(1_000_000) + "*/*"))));
+        assert!(accepts_json(Some(&("application/json".to_owned() + &";a=b".repeat(250_000)))));
+    }
+
+    #[test]
+    fn a_tag_is_quoted_hexadecimal_and_follows_the_body() {
+        for document in ["", "{}"] {
+            let tag = etag(document.as_bytes());
+            let hex = tag.strip_prefix('"').unwrap().strip_suffix('"').unwrap();
+            assert!(hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b)), "{hex}");
+            assert_eq!(tag, etag(document.as_bytes()));
+        }
+        assert_ne!(etag(b"a"), etag(b"b"));
+        assert_eq!(etag(b""), etag(b""));
+    }
+
+    #[test]
+    fn a_known_tag_means_not_modified() {
+        let table = [
+            (None, false),
+            (Some(""), false),
+            (Some("\"A1\""), true),
+            (Some("W/\"A1\""), true),
+            (Some("*"), true),
+            (Some("\"B2\", \"A1\""), true),
+            (Some(" \"B2\",W/\"A1\" "), true),
+            (Some("A1"), false),
+            (Some("\"a1\""), false),
+            (Some("w/\"A1\""), false),
+            (Some("\"B2\""), false),
+            (Some("\"A1\"x"), false),
+            (Some(",,,"), false),
+            (Some("\"*\""), false),
+        ];
+        for (if_none_match, expected) in table {
+            assert_eq!(not_modified(if_none_match, "\"A1\""), expected, "{if_none_match:?}");
+        }
     }
 }

@@ -25,10 +25,10 @@ macro_rules! refusal {
 pub(crate) use refusal;
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])+ $variant:ident = $code:literal $status:literal $word:literal,)+) => {
+    ($($(#[$doc:meta])* $variant:ident = $code:literal $status:literal $word:literal,)+) => {
         /// What kind of refusal, grouped by who must act.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum Reason { $($(#[$doc])+ $variant,)+ }
+        pub enum Reason { $(#[doc = concat!("`", $word, "`")] $(#[$doc])* $variant,)+ }
 
         impl Reason {
             /// All reasons, for tables and tests.
@@ -48,23 +48,14 @@ reasons! {
     InvalidRequest = 400 "BadRequest" "invalid-request",
     /// Nobody proved who is asking.
     Unauthenticated = 401 "Unauthorized" "unauthenticated",
-    /// Who is asking may not.
     Forbidden = 403 "Forbidden" "forbidden",
-    /// No such path here.
     NotFound = 404 "NotFound" "not-found",
-    /// Only GET is served.
     MethodNotAllowed = 405 "MethodNotAllowed" "method-not-allowed",
-    /// Only JSON is served.
     NotAcceptable = 406 "NotAcceptable" "not-acceptable",
-    /// The request did not arrive in time.
     RequestTimeout = 408 "Timeout" "request-timeout",
-    /// The request head is larger than allowed.
     HeadTooLarge = 431 "RequestHeaderFieldsTooLarge" "head-too-large",
-    /// Neither HTTP/1.0 nor HTTP/1.1.
     HttpVersion = 505 "HTTPVersionNotSupported" "http-version",
-    /// The Kubernetes object asked for does not exist.
     ObjectNotFound = 404 "NotFound" "object-not-found",
-
     // The metric, as it stands in Sysdig.
     /// Sysdig has no sample for this object.
     NoData = 404 "NotFound" "no-data",
@@ -72,43 +63,30 @@ reasons! {
     MetricNotCollected = 404 "NotFound" "metric-not-collected",
     /// The newest sample is older than `MAX_AGE`.
     TooOld = 503 "ServiceUnavailable" "too-old",
-    /// NaN or an infinity.
     NotFinite = 422 "UnprocessableEntity" "not-finite",
     /// A number no HorizontalPodAutoscaler can compute with.
     OutOfRange = 422 "UnprocessableEntity" "out-of-range",
     /// More than one series for one object.
     Ambiguous = 422 "UnprocessableEntity" "ambiguous",
-
     // The operator of the adapter.
-    /// A setting is still missing.
     NotConfigured = 503 "ServiceUnavailable" "not-configured",
     /// An APIService is not the adapter's, or does not verify it.
     ForeignSlot = 503 "ServiceUnavailable" "foreign-apiservice",
     /// The adapter's service account lacks a permission.
     KubernetesForbidden = 503 "ServiceUnavailable" "kubernetes-forbidden",
-    /// Sysdig refuses the token.
     BackendUnauthorized = 503 "ServiceUnavailable" "backend-unauthorized",
     /// The token may not read this.
     BackendForbidden = 503 "ServiceUnavailable" "backend-forbidden",
     /// Sysdig refuses the question itself.
     BackendRejected = 404 "NotFound" "backend-rejected",
-
     // Nobody, or whoever runs what failed.
-    /// Too much is asked at once.
     Overloaded = 429 "TooManyRequests" "overloaded",
-    /// Someone else wrote the same object first.
     KubernetesConflict = 503 "ServiceUnavailable" "kubernetes-conflict",
-    /// The Kubernetes API cannot be asked.
     KubernetesUnavailable = 503 "ServiceUnavailable" "kubernetes-unavailable",
-    /// Sysdig limits the rate.
     BackendRateLimited = 503 "ServiceUnavailable" "backend-rate-limited",
-    /// Sysdig failed.
     BackendError = 503 "ServiceUnavailable" "backend-error",
-    /// Sysdig took too long.
     BackendTimeout = 503 "ServiceUnavailable" "backend-timeout",
-    /// Sysdig cannot be reached.
     BackendUnreachable = 503 "ServiceUnavailable" "backend-unreachable",
-    /// Sysdig's answer cannot be understood.
     BackendInvalidAnswer = 503 "ServiceUnavailable" "backend-invalid-answer",
     /// A fault of the adapter itself.
     Internal = 500 "InternalError" "internal",

@@ -1,18 +1,15 @@
 //! One request, from who asks to the answer; what must wait says so.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use serde_json::json;
-
-use crate::accept::{Form, accepts_json, etag, negotiate_apis, not_modified};
 use crate::api::{Response, metric_value_list};
 use crate::auth::{Auth, User, unauthenticated};
 use crate::config::Secret;
 use crate::connections::Connections;
-use crate::discovery;
+use crate::discovery::{self, Form, accepts_json, etag, negotiate_apis, not_modified};
 use crate::error::{Error, refusal};
-use crate::openapi;
 use crate::readings::Readings;
 use crate::route::{Read, Route, VERSIONS, route};
 use crate::tls::Serving;
@@ -58,26 +55,16 @@ impl From<Error> for Stop {
 /// Answers requests.
 #[derive(Debug)]
 pub struct Handler {
-    auth: Arc<Auth>,
-    readings: Readings,
-    trust: Arc<Trust>,
-    serving: Arc<Serving>,
-    connections: Arc<Connections>,
-    resources: RwLock<[String; 2]>,
+    pub(crate) auth: Arc<Auth>,
+    pub(crate) readings: Readings,
+    pub(crate) trust: Arc<Trust>,
+    pub(crate) serving: Arc<Serving>,
+    pub(crate) connections: Arc<Connections>,
+    /// The resource lists of both versions; see [`resource_lists`].
+    pub(crate) resources: RwLock<[String; 2]>,
 }
 
 impl Handler {
-    /// Discovery lists well-known metrics until [`Self::list`] is called.
-    pub fn new(
-        auth: Arc<Auth>,
-        readings: Readings,
-        trust: Arc<Trust>,
-        serving: Arc<Serving>,
-        connections: Arc<Connections>,
-    ) -> Self {
-        Self { auth, readings, trust, serving, connections, resources: RwLock::new(resource_lists(&[])) }
-    }
-
     /// From now on discovery lists these metrics.
     pub fn list(&self, metrics: &[String]) {
         let lists = resource_lists(metrics);
@@ -128,9 +115,9 @@ impl Handler {
             Route::Read(read) if wait => Ok(self.read(&read)?),
             Route::Read(_) => Err(Stop::Wait),
             Route::Group => json(discovery::API_GROUP),
-            Route::OpenApiV2 => json(openapi::V2),
-            Route::OpenApiV3(version) => json(openapi::v3(version)),
-            Route::OpenApiV3Index => json(&openapi::v3_index().to_string()),
+            Route::OpenApiV2 => json(discovery::OPENAPI_V2),
+            Route::OpenApiV3(version) => json(discovery::openapi_v3(version)),
+            Route::OpenApiV3Index => json(&discovery::openapi_v3_index().to_string()),
             Route::Resources(version) => {
                 let lists = self.resources.read().unwrap_or_else(PoisonError::into_inner);
                 json(VERSIONS.iter().zip(&*lists).find(|(v, _)| **v == version).map_or("{}", |(_, list)| list))
@@ -191,26 +178,18 @@ fn document(content_type: &str, text: &str, if_none_match: Option<&str>) -> Resp
     response
 }
 
-fn resource_lists(metrics: &[String]) -> [String; 2] {
+/// What discovery lists for these metrics; well-known ones for none.
+pub fn resource_lists(metrics: &[String]) -> [String; 2] {
     VERSIONS.map(|version| discovery::api_resource_list(version, metrics))
 }
 
 /// As every API server tells its version, with the fields that clients expect.
 fn version() -> Response {
-    let version = env!("CARGO_PKG_VERSION");
-    let mut parts = version.split('.');
-    Response::json(
-        200,
-        &json!({
-            "major": parts.next(),
-            "minor": parts.next(),
-            "gitVersion": format!("v{version}"),
-            "gitCommit": "",
-            "gitTreeState": "",
-            "buildDate": "",
-            "goVersion": "",
-            "compiler": "",
-            "platform": format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
-        }),
-    )
+    let mut version =
+        ["gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler"].map(|key| (key, String::new())).to_vec();
+    version.push(("major", env!("CARGO_PKG_VERSION_MAJOR").to_owned()));
+    version.push(("minor", env!("CARGO_PKG_VERSION_MINOR").to_owned()));
+    version.push(("gitVersion", concat!("v", env!("CARGO_PKG_VERSION")).to_owned()));
+    version.push(("platform", format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH)));
+    Response::json(200, &version.into_iter().collect::<BTreeMap<_, _>>())
 }

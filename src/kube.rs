@@ -12,12 +12,11 @@ use serde_json::Value;
 use ureq::Agent;
 use ureq::http::{Method, Request};
 
-use crate::agent::{Roots, agent, explain};
 use crate::config::{Config, Secret};
 use crate::error::{Error, Reason, quoted, refusal};
 use crate::requestheader::RequestHeader;
 use crate::route::Resource;
-use crate::tls::certificates;
+use crate::tls::{Roots, agent, certificates, explain};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const LARGEST_ANSWER: u64 = 8 * 1024 * 1024;

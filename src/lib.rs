@@ -10,8 +10,6 @@
 //!
 //! The library exists for the program, its tests and its demo; see ARCHITECTURE.md.
 
-pub mod accept;
-pub mod agent;
 pub mod api;
 pub mod auth;
 pub mod certs;
@@ -25,7 +23,6 @@ pub mod error;
 pub mod handler;
 pub mod head;
 pub mod kube;
-pub mod openapi;
 pub mod quantity;
 pub mod readings;
 pub mod requestheader;

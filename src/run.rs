@@ -1,13 +1,14 @@
 //! The life of the process: settings, start, work, drain, end.
 
 use std::fs::{self, DirBuilder};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,7 +22,7 @@ use crate::config::Config;
 use crate::connections::Connections;
 use crate::door::Door;
 use crate::error::{Error, Reason};
-use crate::handler::{Class, Handler};
+use crate::handler::{Class, Handler, resource_lists};
 use crate::kube::Kube;
 use crate::readings::Readings;
 use crate::server;
@@ -49,27 +50,19 @@ const MOST_CONNECTIONS: usize = 512;
 /// setting is wrong, 1 that the start failed.
 pub fn run() -> ExitCode {
     start_log();
-    let config = match Config::read(variable) {
-        Ok(config) => config,
-        Err(mistakes) => {
-            mistakes.iter().for_each(|mistake| log::error!("{mistake}"));
-            return ExitCode::from(2);
-        }
+    let prepared = Config::read(variable).and_then(|config| match Sysdig::new(&config) {
+        Ok(sysdig) => Ok((config, sysdig)),
+        Err(mistake) => Err(vec![mistake]),
+    });
+    let (mistakes, code) = match prepared {
+        Err(mistakes) => (mistakes, 2),
+        Ok((config, sysdig)) => match work(&config, sysdig) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(mistake) => (vec![mistake], 1),
+        },
     };
-    let sysdig = match Sysdig::new(&config) {
-        Ok(sysdig) => sysdig,
-        Err(mistake) => {
-            log::error!("{mistake}");
-            return ExitCode::from(2);
-        }
-    };
-    match work(&config, sysdig) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(mistake) => {
-            log::error!("{mistake}");
-            ExitCode::FAILURE
-        }
-    }
+    mistakes.iter().for_each(|mistake| log::error!("{mistake}"));
+    ExitCode::from(code)
 }
 
 fn variable(name: &str) -> Option<Result<String, String>> {
@@ -82,15 +75,14 @@ fn start_log() {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
         .format(|out, record| {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-            let text: String = record.args().to_string().chars().flat_map(visible).collect();
+            let text: String = record.args().to_string().chars().map(visible).collect();
             writeln!(out, "{} {} {text}", rfc3339(now), record.level())
         })
         .init();
 }
 
-fn visible(c: char) -> impl Iterator<Item = char> {
-    let (escaped, plain) = if c.is_control() { (Some(c.escape_default()), None) } else { (None, Some(c)) };
-    escaped.into_iter().flatten().chain(plain)
+fn visible(c: char) -> String {
+    if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
 }
 
 fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
@@ -107,23 +99,22 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
     let serving = serve_certificate(config, &kube, &changes)?;
     let connections =
         Arc::new(Connections::new(capacity(&fs::read_to_string("/proc/self/limits").unwrap_or_default())));
-    let readings = Readings::new(config, Arc::clone(&kube), Arc::clone(&sysdig), Arc::clone(&changes));
-    let handler = Handler::new(
-        Auth::start(Arc::clone(&kube)),
-        readings,
-        Arc::clone(&trust),
-        Arc::clone(&serving),
-        Arc::clone(&connections),
-    );
-    let handler = Arc::new(handler);
+    let handler = Arc::new(Handler {
+        auth: Auth::start(Arc::clone(&kube)),
+        readings: Readings::new(config, Arc::clone(&kube), Arc::clone(&sysdig), Arc::clone(&changes)),
+        trust: Arc::clone(&trust),
+        serving: Arc::clone(&serving),
+        connections: Arc::clone(&connections),
+        resources: RwLock::new(resource_lists(&[])),
+    });
 
     let sockets = Sockets::create(&config.socket_dir).map_err(|error| format!("SOCKET_DIR: {error}"))?;
     let (front_proxy, direct) = (sockets.path("front-proxy"), sockets.path("direct"));
     let classes = [(Class::FrontProxy, front_proxy.as_path()), (Class::Direct, direct.as_path())];
     server::start(&handler, &classes, config.max_concurrent)?;
     follow_trust(&trust, kube, &changes);
-    if sysdig.check_configured().is_err() {
-        log::warn!("reads are refused until this is mended: {}", configured(&sysdig));
+    if let Err(error) = sysdig.check_configured() {
+        log::warn!("reads are refused until this is mended: {}", error.message);
     }
     follow_catalogue(handler, sysdig, changes);
 
@@ -144,10 +135,6 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
         log::warn!("some requests are still being answered after {} s", PATIENCE.as_secs());
     }
     Ok(())
-}
-
-fn configured(sysdig: &Sysdig) -> String {
-    sysdig.check_configured().map_or_else(|error| error.message, |()| String::new())
 }
 
 /// The serving certificate: from files, which are followed, or kept by [`Keeper`].
@@ -244,15 +231,12 @@ struct Sockets(PathBuf);
 
 impl Sockets {
     fn create(parent: &Path) -> io::Result<Self> {
-        for attempt in 0..100 {
-            let directory = parent.join(format!("sysdig-metrics-adapter-{}-{attempt}", std::process::id()));
-            match DirBuilder::new().mode(0o700).create(&directory) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", directory.display()))),
-                Ok(()) => return Ok(Self(directory)),
-            }
+        let unique = RandomState::new().hash_one(std::process::id());
+        let directory = parent.join(format!("sysdig-metrics-adapter-{unique:016x}"));
+        match DirBuilder::new().mode(0o700).create(&directory) {
+            Ok(()) => Ok(Self(directory)),
+            Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", directory.display()))),
         }
-        Err(io::Error::new(ErrorKind::AlreadyExists, format!("{} is full of leftovers", parent.display())))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -286,7 +270,7 @@ mod tests {
 
     #[test]
     fn control_characters_cannot_start_a_line() {
-        assert_eq!("a\nb\u{1b}é".chars().flat_map(visible).collect::<String>(), "a\\nb\\u{1b}é");
+        assert_eq!("a\nb\u{1b}é".chars().map(visible).collect::<String>(), "a\\nb\\u{1b}é");
     }
 
     #[test]

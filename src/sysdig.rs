@@ -2,15 +2,17 @@
 //!
 //! Source: <https://docs.sysdig.com/en/docs/developer-tools/working-with-the-data-api/>.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 use serde_json::{Value, json};
+use ureq::http::{Method, Request};
 use ureq::{Agent, Proxy};
 
-use crate::agent::{Roots, agent, explain};
 use crate::config::{Config, Secret, TokenSource};
 use crate::error::{Error, Reason, quoted, refusal};
 use crate::quantity::{Quantity, QuantityError};
-use crate::tls::certificates;
+use crate::tls::{Roots, agent, certificates, explain};
 
 /// Seconds of samples that a value sums up.
 pub const WINDOW: u64 = 60;
@@ -62,15 +64,12 @@ impl Sysdig {
     /// Uses the endpoint, token and cluster of `config`.
     /// Errors: `SDC_CA_FILE` or a proxy variable is wrong.
     pub fn new(config: &Config) -> Result<Self, String> {
-        let roots = match &config.sysdig_ca_file {
-            None => Roots::Mozilla,
-            Some(path) => Roots::Given(
-                std::fs::read(path)
-                    .map_err(|error| error.to_string())
-                    .and_then(|pem| certificates(&pem))
-                    .map_err(|mistake| format!("SDC_CA_FILE {}: {mistake}", path.display()))?,
-            ),
+        let read = |path: &PathBuf| {
+            let pem = std::fs::read(path).map_err(|error| error.to_string());
+            let found = pem.and_then(|pem| certificates(&pem));
+            found.map_err(|mistake| format!("SDC_CA_FILE {}: {mistake}", path.display()))
         };
+        let roots = config.sysdig_ca_file.as_ref().map(read).transpose()?.map_or(Roots::Mozilla, Roots::Given);
         Ok(Self {
             agent: agent(roots, config.sysdig_timeout, Proxy::try_from_env()),
             endpoint: config.endpoint.clone(),
@@ -96,7 +95,7 @@ impl Sysdig {
         if metric != COMPANION {
             columns.push(json!({ "id": COMPANION, "aggregations": { "time": "avg", "group": "sum" } }));
         }
-        let rows = self.data(end - WINDOW, end, &self.filter(labels)?, &columns, 1)?;
+        let rows = self.data(end.saturating_sub(WINDOW), end, &self.filter(labels)?, &columns, 1)?;
         let [row] = rows.as_slice() else {
             return if rows.is_empty() { Ok(None) } else { Err(ambiguous(metric, labels)) };
         };
@@ -104,10 +103,8 @@ impl Sysdig {
             return Err(invalid_answer("it is about another object than asked for"));
         }
         if row.t > now + WINDOW {
-            return Err(invalid_answer(&format!(
-                "it is {} s ahead of this node's clock: check the node's time",
-                row.t - now
-            )));
+            let ahead = row.t.saturating_sub(now);
+            return Err(invalid_answer(&format!("it is {ahead} s ahead of this node's clock: check the node's time")));
         }
         let value = match row.d.get(labels.len()) {
             None | Some(Value::Null) => None,
@@ -122,7 +119,7 @@ impl Sysdig {
     pub fn pods(&self, labels: &[Label<'_>], now: u64) -> Result<u64, Error> {
         let end = window_end(now);
         let columns = [json!({ "id": POD }), average(COMPANION)];
-        let rows = self.data(end - WINDOW, end, &self.filter(labels)?, &columns, MOST_PODS - 1)?;
+        let rows = self.data(end.saturating_sub(WINDOW), end, &self.filter(labels)?, &columns, MOST_PODS - 1)?;
         Ok(rows.iter().filter(|row| row.d.iter().all(|cell| !cell.is_null())).count() as u64)
     }
 
@@ -130,7 +127,7 @@ impl Sysdig {
     /// Errors: Sysdig failed.
     pub fn is_collected(&self, metric: &str, now: u64) -> Result<bool, Error> {
         let end = window_end(now);
-        let rows = self.data(end - DAY, end, &self.filter(&[])?, &[average(metric)], 0)?;
+        let rows = self.data(end.saturating_sub(DAY), end, &self.filter(&[])?, &[average(metric)], 0)?;
         Ok(rows.iter().any(|row| row.d.iter().any(|cell| !cell.is_null())))
     }
 
@@ -147,8 +144,7 @@ impl Sysdig {
             let text = |it: &Value, key: &str| it.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
             let metrics = list.iter().filter(|it| !matches!(text(it, "metricType").as_str(), "none" | "segmentBy"));
             ids.extend(metrics.map(|it| text(it, "id")).filter(|id| !id.is_empty()));
-            let last = list.len() < CATALOGUE_PAGE;
-            if last {
+            if list.len() < CATALOGUE_PAGE {
                 break;
             }
         }
@@ -161,7 +157,7 @@ impl Sysdig {
         let question = json!({
             "start": start,
             "end": end,
-            "sampling": end - start,
+            "sampling": end.saturating_sub(start),
             "dataSourceType": "container",
             "filter": filter,
             "metrics": columns,
@@ -193,18 +189,14 @@ impl Sysdig {
 
     fn ask<T: for<'de> Deserialize<'de>>(&self, path: &str, question: Option<&Value>) -> Result<T, Error> {
         let token = self.token()?;
-        let url = format!("{}{path}", self.endpoint);
-        let bearer = format!("Bearer {}", token.expose());
-        let sent = match question {
-            None => self.agent.get(url).header("Authorization", bearer).header("Accept", "application/json").call(),
-            Some(question) => self
-                .agent
-                .post(url)
-                .header("Authorization", bearer)
-                .header("Accept", "application/json")
-                .header("Content-Type", "application/json")
-                .send(question.to_string().as_bytes()),
-        };
+        let request = Request::builder()
+            .method(if question.is_some() { Method::POST } else { Method::GET })
+            .uri(format!("{}{path}", self.endpoint))
+            .header("Authorization", format!("Bearer {}", token.expose()))
+            .header("Accept", "application/json")
+            .header("Content-Type", "application/json")
+            .body(question.map(Value::to_string).unwrap_or_default());
+        let sent = request.map_err(ureq::Error::from).and_then(|request| self.agent.run(request));
         let mut response = sent.map_err(|error| self.unreachable(&error))?;
         let status = response.status().as_u16();
         let retry_after = response.headers().get("Retry-After").and_then(|value| value.to_str().ok()?.parse().ok());
@@ -273,23 +265,15 @@ impl Sysdig {
         let (reason, message) = match status {
             401 => (
                 Reason::BackendUnauthorized,
-                format!(
-                    "Sysdig does not accept the API token: renew Secret sysdig-api, the token may have expired {says}"
-                ),
+                "does not accept the API token: renew Secret sysdig-api, the token may have expired",
             ),
-            403 => (
-                Reason::BackendForbidden,
-                format!("Sysdig does not let this API token read metrics: check its team and role {says}"),
-            ),
-            429 => (Reason::BackendRateLimited, format!("Sysdig limits the rate of this account's queries {says}")),
-            400..=499 => (Reason::BackendRejected, format!("Sysdig rejects the query {says}")),
-            300..=399 => (
-                Reason::BackendRejected,
-                format!("Sysdig redirects elsewhere, which is not followed: check SDC_ENDPOINT {says}"),
-            ),
-            _ => (Reason::BackendError, format!("Sysdig fails {says}")),
+            403 => (Reason::BackendForbidden, "does not let this API token read metrics: check its team and role"),
+            429 => (Reason::BackendRateLimited, "limits the rate of this account's queries"),
+            400..=499 => (Reason::BackendRejected, "rejects the query"),
+            300..=399 => (Reason::BackendRejected, "redirects elsewhere, which is not followed: check SDC_ENDPOINT"),
+            _ => (Reason::BackendError, "fails"),
         };
-        Error::new(reason, message)
+        Error::new(reason, format!("Sysdig {message} {says}"))
     }
 }
 

@@ -1,8 +1,10 @@
-//! TLS: the serving certificate, the client certificates asked for, and PEM in and out.
+//! TLS both ways: the serving certificate, the client certificates asked for, PEM in and out, and the
+//! one place where an HTTP client is made.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
@@ -12,9 +14,11 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme, version};
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+use ureq::{Agent, Proxy};
 
 /// The one implementation of cryptography in use.
-pub fn provider() -> Arc<CryptoProvider> {
+fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
@@ -144,6 +148,53 @@ pub fn server_config(serving: Arc<Serving>, tls13_only: bool) -> Result<Arc<Serv
     Ok(Arc::new(config))
 }
 
+/// Whose certificates are trusted.
+#[derive(Debug)]
+pub enum Roots {
+    /// Exactly these.
+    Given(Vec<CertificateDer<'static>>),
+    /// Mozilla's, as compiled in.
+    Mozilla,
+}
+
+/// A client for one server. `timeout` covers a whole exchange, from name resolution to the last
+/// byte of the body; redirects are answers like any other.
+pub fn agent(roots: Roots, timeout: Duration, proxy: Option<Proxy>) -> Agent {
+    let roots = match roots {
+        Roots::Mozilla => RootCerts::WebPki,
+        Roots::Given(list) => {
+            RootCerts::new_with_certs(&list.iter().map(|der| Certificate::from_der(der).to_owned()).collect::<Vec<_>>())
+        }
+    };
+    let tls = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .root_certs(roots)
+        .unversioned_rustls_crypto_provider(provider())
+        .build();
+    Agent::config_builder()
+        .tls_config(tls)
+        .proxy(proxy)
+        .timeout_global(Some(timeout))
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(concat!("sysdig-metrics-adapter/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .new_agent()
+}
+
+/// What went wrong below HTTP, in a few words and without any part of the request.
+pub fn explain(error: &ureq::Error) -> String {
+    match error {
+        ureq::Error::HostNotFound => "the host name is not known to DNS".to_owned(),
+        ureq::Error::ConnectionFailed => "the connection is refused".to_owned(),
+        ureq::Error::Io(error) => error.to_string(),
+        ureq::Error::Rustls(error) => format!("TLS: {error}"),
+        ureq::Error::Timeout(_) => "no answer in time".to_owned(),
+        ureq::Error::BodyExceedsLimit(limit) => format!("the answer is larger than {limit} bytes"),
+        other => other.to_string(),
+    }
+}
 /// Asks for a client certificate without demanding one, and accepts any chain whose owner has its
 /// key: whom a certificate speaks for is judged per request, against the configuration of that moment.
 #[derive(Debug)]
