@@ -5,9 +5,14 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// How long a new connection waits for the end of one that was closed for it.
+const ENDING: Duration = Duration::from_secs(1);
+
 /// All connections that are open at the door.
 #[derive(Debug)]
 pub struct Connections {
+    places: usize,
+    /// The other places are for connections that were closed and whose threads still end.
     capacity: usize,
     live: Mutex<Live>,
     gone: Condvar,
@@ -16,6 +21,7 @@ pub struct Connections {
 #[derive(Debug, Default)]
 struct Live {
     last: u64,
+    tickets: usize,
     entries: BTreeMap<u64, Entry>,
     draining: bool,
 }
@@ -35,14 +41,15 @@ pub struct Ticket {
 }
 
 impl Connections {
-    /// Room for `capacity` connections.
-    pub fn new(capacity: usize) -> Self {
-        Self { capacity, live: Mutex::default(), gone: Condvar::new() }
+    /// Never more than `places` threads with a connection.
+    pub fn new(places: usize) -> Self {
+        let capacity = places - (places / 4).clamp(1, places);
+        Self { places, capacity, live: Mutex::default(), gone: Condvar::new() }
     }
 
     /// Takes a place. When all are taken, the oldest connection that proved nothing is closed for
     /// the new one, so that neither the aggregator nor a kubelet can be kept out by silent peers;
-    /// None if every place is held by a verified peer.
+    /// None if every place is held by a verified peer, or too many that were closed do not end.
     pub fn admit(self: &Arc<Self>, stream: &Arc<TcpStream>) -> Option<Ticket> {
         let mut live = self.lock();
         if live.entries.len() >= self.capacity {
@@ -51,10 +58,23 @@ impl Connections {
                 let _ = entry.stream.shutdown(Shutdown::Both);
             }
         }
+        let (mut live, patience) = self
+            .gone
+            .wait_timeout_while(live, ENDING, |live| live.tickets >= self.places)
+            .unwrap_or_else(PoisonError::into_inner);
+        if patience.timed_out() {
+            return None;
+        }
         live.last += 1;
+        live.tickets += 1;
         let id = live.last;
         live.entries.insert(id, Entry { stream: Arc::clone(stream), verified: false, busy: false });
         Some(Ticket { connections: Arc::clone(self), id })
+    }
+
+    /// Whether places are scarce, such that nobody unknown should hold one for long.
+    pub fn crowded(&self) -> bool {
+        self.lock().tickets > self.places / 4
     }
 
     /// From now on answers are the last of their connections; see [`Self::close_idle`].
@@ -98,7 +118,10 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.connections.lock().entries.remove(&self.id);
+        let mut live = self.connections.lock();
+        live.entries.remove(&self.id);
+        live.tickets -= 1;
+        drop(live);
         self.connections.gone.notify_all();
     }
 }
@@ -129,13 +152,17 @@ mod tests {
 
     #[test]
     fn a_new_connection_takes_the_place_of_the_oldest_that_proved_nothing() {
-        let connections = Arc::new(Connections::new(3));
+        let connections = Arc::new(Connections::new(4));
         let mut pairs: Vec<Pair> = (0..5).map(|_| pair()).collect();
         let mut tickets: Vec<Option<Ticket>> = pairs.iter().take(3).map(|pair| connections.admit(&pair.near)).collect();
         tickets[0].as_ref().unwrap().set(true, false);
         tickets.push(connections.admit(&pairs[3].near));
         assert!(tickets[3].is_some());
         assert_eq!([0, 1, 2].map(|at| is_closed(&mut pairs[at])), [false, true, false]);
+        assert!(connections.admit(&pairs[4].near).is_none(), "what was closed keeps its place until it ends");
+        assert!(is_closed(&mut pairs[2]) && connections.crowded());
+        drop(tickets.drain(1..3));
+        tickets.push(connections.admit(&pairs[2].near));
         tickets.iter().flatten().for_each(|ticket| ticket.set(true, false));
         assert!(connections.admit(&pairs[4].near).is_none(), "verified connections are never closed for a new one");
         tickets.remove(0);

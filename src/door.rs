@@ -119,7 +119,8 @@ impl Door {
 
     /// The answer to the head that starts the buffer, and whether the connection can go on.
     fn answer(&self, peer: &mut Peer<'_>, length: usize) -> (Vec<u8>, bool) {
-        let identity = peer.judge(&self.trust);
+        let patience = if self.connections.crowded() { Duration::ZERO } else { ROTATION };
+        let identity = peer.judge(&self.trust, patience);
         let parsed = peer.buffer.get(..length).ok_or_else(internal).and_then(Head::parse);
         let exchanged = parsed.and_then(|head| {
             let socket = if identity.is_some() { &self.front_proxy } else { &self.direct };
@@ -232,7 +233,7 @@ enum Failure {
 
 impl Peer<'_> {
     /// The configuration under which this peer speaks for users now, if it does.
-    fn judge(&mut self, trust: &Trust) -> Option<Arc<RequestHeader>> {
+    fn judge(&mut self, trust: &Trust, patience: Duration) -> Option<Arc<RequestHeader>> {
         if self.chain.is_empty() {
             return None;
         }
@@ -240,7 +241,7 @@ impl Peer<'_> {
         if let Some(config) = current.filter(|config| self.accepts(config)) {
             return Some(config);
         }
-        trust.refreshed(ROTATION).filter(|config| self.accepts(config))
+        trust.refreshed(patience).filter(|config| self.accepts(config))
     }
 
     fn is_verified(&mut self, trust: &Trust) -> bool {

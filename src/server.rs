@@ -8,8 +8,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{process, thread};
 
 use tiny_http::{Header, Request, Server};
 
@@ -47,8 +47,15 @@ pub fn start(handler: &Arc<Handler>, sockets: &[(Class, &Path)], threads: usize)
         for _ in 0..WORKERS {
             let (handler, server, queue) = (Arc::clone(handler), Arc::clone(&server), queue.clone());
             spawn("worker", move || {
-                while let Ok(request) = server.recv() {
-                    dispatch(&handler, class, request, &queue);
+                loop {
+                    match server.recv() {
+                        Ok(request) => dispatch(&handler, class, request, &queue),
+                        // tiny_http accepts no more after an error. Kubernetes starts the pod's container anew.
+                        Err(error) => {
+                            log::error!("the inner server has ended: {error}");
+                            process::exit(1);
+                        }
+                    }
                 }
             })?;
         }
