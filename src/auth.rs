@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use ureq::http::Method;
 
-use crate::error::{Error, Reason};
-use crate::handler::Stop;
+use crate::error::{Error, refusal};
+use crate::handler::{Stop, WAIT};
 use crate::kube::Kube;
-use crate::route::{GROUP, Resource, Route};
+use crate::route::{GROUP, Read, Resource, Route};
 use crate::tls::sha256;
 
 const AUTHENTICATED: &str = "system:authenticated";
@@ -47,7 +47,6 @@ pub struct User {
 
 type Digest = [u8; 32];
 
-#[derive(Debug)]
 struct Remembered<T> {
     known: T,
     until: Instant,
@@ -57,7 +56,6 @@ struct Remembered<T> {
 type Memory<T> = Mutex<HashMap<Digest, Remembered<T>>>;
 
 /// Asks the Kubernetes API, and remembers.
-#[derive(Debug)]
 pub struct Auth {
     kube: Arc<Kube>,
     tokens: Memory<Option<User>>,
@@ -98,7 +96,7 @@ impl Auth {
         let remembered = lock(&self.tokens).get(&digest).filter(|it| it.until > now).map(|it| it.known.clone());
         let known = match remembered {
             Some(known) => known,
-            None if !wait => return Err(Stop::Wait),
+            None if !wait => return Err(WAIT),
             None => {
                 let review = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": { "token": token } });
                 let answer = self.post("authentication.k8s.io/v1/tokenreviews", &review)?;
@@ -123,7 +121,7 @@ impl Auth {
         let remembered = self.remembered(digest, &spec, now);
         let denied = match remembered {
             Some(denied) => denied,
-            None if !wait => return Err(Stop::Wait),
+            None if !wait => return Err(WAIT),
             None => self.review(digest, &spec)?,
         };
         denied.map_or(Ok(()), |reason| Err(forbidden(user, route, path, &reason).into()))
@@ -142,10 +140,7 @@ impl Auth {
         let review = json!({ "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec });
         let answer = self.post("authorization.k8s.io/v1/subjectaccessreviews", &review)?;
         let allowed = answer.pointer("/status/allowed").and_then(Value::as_bool).ok_or_else(|| {
-            Error::new(
-                Reason::KubernetesUnavailable,
-                "the Kubernetes API cannot be asked: it does not say what is allowed",
-            )
+            refusal!(KubernetesUnavailable, "the Kubernetes API cannot be asked: it does not say what is allowed")
         })?;
         let reason = answer.pointer("/status/reason").and_then(Value::as_str).unwrap_or_default();
         let denied = (!allowed).then(|| reason.to_owned());
@@ -161,10 +156,9 @@ impl Auth {
 
 /// Nobody proved who is asking.
 pub fn unauthenticated() -> Error {
-    Error::new(
-        Reason::Unauthenticated,
-        "Unauthorized: ask through the Kubernetes API server (kubectl get --raw /apis/custom.metrics.k8s.io) or with a \
-         bearer token",
+    refusal!(
+        Unauthenticated,
+        "Unauthorized: ask through the Kubernetes API server (kubectl get --raw /apis/{GROUP}) or with a bearer token"
     )
 }
 
@@ -206,22 +200,17 @@ fn spec(user: &User, route: &Route, path: &str) -> Value {
 
 fn forbidden(user: &User, route: &Route, path: &str, reason: &str) -> Error {
     let who = &user.name;
-    let mut message = match route {
-        Route::Read(read) => {
-            let (resource, name) = (read.described.qualified(), &read.name);
-            let (namespace, metric) = (&read.namespace, &read.metric);
-            format!(
-                "{resource}.{GROUP} {name:?} is forbidden: User {who:?} cannot get resource \"{resource}/{metric}\" in API \
-                 group {GROUP:?} in the namespace {namespace:?}"
-            )
-        }
-        _ => format!("forbidden: User {who:?} cannot get path {path:?}"),
+    let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    let Route::Read(read) = route else {
+        return refusal!(Forbidden, "forbidden: User {who:?} cannot get path {path:?}{why}");
     };
-    if !reason.is_empty() {
-        message.push_str(": ");
-        message.push_str(reason);
-    }
-    Error::new(Reason::Forbidden, message)
+    let Read { name, namespace, metric, .. } = &**read;
+    let resource = read.described.qualified();
+    refusal!(
+        Forbidden,
+        "{resource}.{GROUP} {name:?} is forbidden: User {who:?} cannot get resource \"{resource}/{metric}\" in API group \
+         {GROUP:?} in the namespace {namespace:?}{why}"
+    )
 }
 
 #[cfg(test)]

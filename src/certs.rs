@@ -8,18 +8,20 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
+use rustls::sign::CertifiedKey;
 use serde_json::{Value, json};
 use ureq::http::Method;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use crate::changes::Changes;
-use crate::error::{Error, Reason};
+use crate::error::{Error, Reason, refusal};
 use crate::kube::Kube;
 use crate::route::{GROUP, VERSIONS};
+use crate::timestamp::unix_now;
 use crate::tls::{Serving, base64, certificates, certified_key, decode_base64, pem};
 
 const SECRET: &str = "custom-metrics-apiserver-certificate";
@@ -37,7 +39,6 @@ const ATTEMPTS: usize = 5;
 const MOST_AUTHORITIES: usize = 4;
 
 /// Keeps the certificate up to date.
-#[derive(Debug)]
 pub struct Keeper {
     pub(crate) kube: Arc<Kube>,
     pub(crate) serving: Arc<Serving>,
@@ -58,6 +59,12 @@ struct Kept {
 }
 
 impl Keeper {
+    /// A certificate that nobody trusts, for handshakes until there is a better one. Errors: It cannot be made.
+    pub fn temporary(&self) -> Result<Arc<CertifiedKey>, String> {
+        let made = Kept::make(None, &self.names(), unix_now())?;
+        certified_key(made.chain.as_bytes(), made.key.as_bytes())
+    }
+
     /// Looks after the certificate, for ever.
     pub fn keep(&self) {
         loop {
@@ -69,7 +76,7 @@ impl Keeper {
     }
 
     fn round(&self) -> Result<(), Error> {
-        let kept = self.kept(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())?;
+        let kept = self.kept(unix_now())?;
         let published = self.publish(&kept.authority);
         match &published {
             Ok(true) => thread::sleep(PUBLISH),
@@ -110,13 +117,8 @@ impl Keeper {
     /// The names that the API server may ask for; the first is what it does ask for.
     fn names(&self) -> Vec<String> {
         let base = format!("{}.{}", self.service, self.namespace);
-        vec![
-            format!("{base}.svc"),
-            format!("{base}.svc.cluster.local"),
-            base,
-            self.service.clone(),
-            "localhost".to_owned(),
-        ]
+        let [svc, local] = [".svc", ".svc.cluster.local"].map(|suffix| format!("{base}{suffix}"));
+        vec![svc, local, base, self.service.clone(), "localhost".to_owned()]
     }
 
     /// Makes our APIServices trust `authority`; true if one of them had to be changed.
@@ -144,16 +146,18 @@ impl Keeper {
         let text = |pointer: &str| service.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let owner = (text("/spec/service/namespace"), text("/spec/service/name"));
         if owner != (self.namespace.as_str(), self.service.as_str()) {
-            return Err(foreign(format!(
-                "APIService {name} belongs to Service {}/{} and is left alone",
-                owner.0, owner.1
-            )));
+            let (owner, place) = (owner.1, owner.0);
+            return Err(refusal!(
+                ForeignSlot,
+                "APIService {name} belongs to Service {place}/{owner} and is left alone"
+            ));
         }
         if service.pointer("/spec/insecureSkipTLSVerify") == Some(&Value::Bool(true)) {
-            return Err(foreign(format!(
+            return Err(refusal!(
+                ForeignSlot,
                 "APIService {name} does not verify the adapter's certificate; mend: kubectl patch apiservice {name} \
                  --type=json -p='[{{\"op\":\"remove\",\"path\":\"/spec/insecureSkipTLSVerify\"}}]'"
-            )));
+            ));
         }
         let old = decode_base64(text("/spec/caBundle")).and_then(|pem| certificates(&pem).ok()).unwrap_or_default();
         let ours = certificates(authority.as_bytes()).map_err(broken)?;
@@ -252,11 +256,6 @@ fn set_validity(params: &mut CertificateParams, now: u64, days: u64) {
     let at = |seconds| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
     params.not_before = at(now.saturating_sub(3600));
     params.not_after = at(now + days * DAY);
-}
-
-/// An APIService that is its owner's to mend, not ours.
-fn foreign(why: String) -> Error {
-    Error::new(Reason::ForeignSlot, why)
 }
 
 fn broken(why: String) -> Error {

@@ -97,31 +97,24 @@ impl Config {
     pub fn read(variable: impl Fn(&str) -> Option<Result<String, String>>) -> Result<Self, Vec<String>> {
         const ADDRESS: &str = "an address with a port, such as 0.0.0.0:10250 or [::]:10250";
         let mut env = Reader { variable: &variable, mistakes: Vec::new() };
-        let seconds = Duration::from_secs;
         let config = Self {
             endpoint: env.parse("SDC_ENDPOINT", ENDPOINT, endpoint).unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
             token: env.token(),
             cluster: env.parse("CLUSTER_NAME", CLUSTER, cluster).filter(|name| name != PLACEHOLDER_CLUSTER),
             sysdig_ca_file: env.path("SDC_CA_FILE"),
-            sysdig_timeout: env
-                .parse("SDC_TIMEOUT", "a duration from 100ms to 30s", |text| {
-                    duration(text).filter(|d| (Duration::from_millis(100)..=seconds(30)).contains(d))
-                })
-                .unwrap_or(Duration::from_secs(5)),
+            sysdig_timeout: env.duration("SDC_TIMEOUT", ["100ms", "30s"], "5s"),
             max_concurrent: env
                 .parse("SDC_MAX_CONCURRENT", "a number from 1 to 64", |text| {
                     text.parse().ok().filter(|n| (1..=64).contains(n))
                 })
                 .unwrap_or(4),
             // The shortest age still holds a whole window of samples.
-            max_age: env
-                .parse("MAX_AGE", "a duration from 60s to 1h", |text| {
-                    duration(text).filter(|d| (seconds(60)..=seconds(3600)).contains(d))
-                })
-                .unwrap_or(Duration::from_secs(120)),
+            max_age: env.duration("MAX_AGE", ["60s", "1h"], "120s"),
             listen: env.parse("LISTEN_ADDR", ADDRESS, |text| text.parse().ok()),
             tls_files: env.tls_files(),
-            tls13_only: env.parse("TLS_MIN_VERSION", "1.2 or 1.3", tls13_only).unwrap_or(false),
+            tls13_only: env
+                .parse("TLS_MIN_VERSION", "1.2 or 1.3", |text| ["1.2", "1.3"].iter().position(|it| *it == text))
+                == Some(1),
             socket_dir: env.path("SOCKET_DIR").unwrap_or_else(std::env::temp_dir),
             kubernetes: env.kubernetes(),
             service_account_dir: env.path("SERVICE_ACCOUNT_DIR").unwrap_or_else(|| SERVICE_ACCOUNT.into()),
@@ -163,6 +156,13 @@ impl Reader<'_> {
         parsed
     }
 
+    fn duration(&mut self, name: &str, [least, most]: [&str; 2], default: &str) -> Duration {
+        let found = self.parse(name, &format!("a duration from {least} to {most}"), |text| {
+            duration(text).filter(|found| (duration(least)..=duration(most)).contains(&Some(*found)))
+        });
+        found.or_else(|| duration(default)).unwrap_or_default()
+    }
+
     fn path(&mut self, name: &str) -> Option<PathBuf> {
         self.parse(name, "an absolute path", |text| Some(PathBuf::from(text)).filter(|path| path.is_absolute()))
     }
@@ -172,14 +172,11 @@ impl Reader<'_> {
         if let Some(file) = self.path("SDC_TOKEN_FILE") {
             return TokenSource::File(file);
         }
-        let Some(text) = given else { return TokenSource::Missing };
-        Secret::new(&text).map_or_else(
-            || {
-                self.mistakes.push("SDC_TOKEN holds blanks, control or non-ASCII characters".to_owned());
-                TokenSource::Missing
-            },
-            TokenSource::Given,
-        )
+        let token = given.as_deref().and_then(Secret::new);
+        if given.is_some() && token.is_none() {
+            self.mistakes.push("SDC_TOKEN holds blanks, control or non-ASCII characters".to_owned());
+        }
+        token.map_or(TokenSource::Missing, TokenSource::Given)
     }
 
     fn tls_files(&mut self) -> Option<(PathBuf, PathBuf)> {
@@ -238,14 +235,6 @@ fn endpoint(text: &str) -> Option<String> {
 fn cluster(text: &str) -> Option<String> {
     let fits = text.len() <= 253 && !text.chars().any(|c| c.is_control() || matches!(c, '\'' | '"' | '\\'));
     fits.then(|| text.to_owned())
-}
-
-fn tls13_only(text: &str) -> Option<bool> {
-    match text {
-        "1.2" | "VersionTLS12" => Some(false),
-        "1.3" | "VersionTLS13" => Some(true),
-        _ => None,
-    }
 }
 
 /// One number with one unit: `500ms`, `5s`, `2m`, `1h`.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,24 +10,23 @@ use std::time::Duration;
 const ENDING: Duration = Duration::from_secs(1);
 
 /// All connections that are open at the door.
-#[derive(Debug)]
 pub struct Connections {
     places: usize,
     /// The other places are for connections that were closed and whose threads still end.
     capacity: usize,
     live: Mutex<Live>,
     gone: Condvar,
+    /// Answers are the last of their connections; see [`Self::close_idle`].
+    pub draining: AtomicBool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Live {
     last: u64,
     tickets: usize,
     entries: BTreeMap<u64, Entry>,
-    draining: bool,
 }
 
-#[derive(Debug)]
 struct Entry {
     stream: Arc<TcpStream>,
     verified: bool,
@@ -34,7 +34,6 @@ struct Entry {
 }
 
 /// A connection's place; given back when dropped.
-#[derive(Debug)]
 pub struct Ticket {
     connections: Arc<Connections>,
     id: u64,
@@ -44,7 +43,7 @@ impl Connections {
     /// Never more than `places` threads with a connection.
     pub fn new(places: usize) -> Self {
         let capacity = places - (places / 4).clamp(1, places);
-        Self { places, capacity, live: Mutex::default(), gone: Condvar::new() }
+        Self { places, capacity, live: Mutex::default(), gone: Condvar::new(), draining: AtomicBool::new(false) }
     }
 
     /// Takes a place. When all are taken, the oldest connection that proved nothing is closed for
@@ -75,16 +74,6 @@ impl Connections {
     /// Whether places are scarce, such that nobody unknown should hold one for long.
     pub fn crowded(&self) -> bool {
         self.lock().tickets > self.places / 4
-    }
-
-    /// From now on answers are the last of their connections; see [`Self::close_idle`].
-    pub fn drain(&self) {
-        self.lock().draining = true;
-    }
-
-    /// Whether [`Self::drain`] was called.
-    pub fn draining(&self) -> bool {
-        self.lock().draining
     }
 
     /// Closes what waits for a request, and waits up to `patience` for what is being answered.
@@ -131,6 +120,8 @@ mod tests {
     use std::io::Read;
     use std::net::TcpListener;
 
+    use std::sync::atomic::Ordering;
+
     use super::*;
 
     struct Pair {
@@ -175,8 +166,8 @@ mod tests {
         let (mut idle, busy) = (pair(), pair());
         let tickets = [connections.admit(&idle.near).unwrap(), connections.admit(&busy.near).unwrap()];
         tickets[1].set(false, true);
-        connections.drain();
-        assert!(connections.draining());
+        connections.draining.store(true, Ordering::Relaxed);
+        assert!(connections.draining.load(Ordering::Relaxed));
         assert!(!connections.close_idle(Duration::ZERO));
         assert_eq!((&*idle.near).read(&mut [0]).unwrap(), 0, "the idle connection reads its end");
         let [first, second] = tickets;

@@ -15,14 +15,10 @@ use std::hash::{DefaultHasher, Hasher};
 
 use serde_json::{Value, json};
 
-use crate::route::{GROUP, Resource};
+use crate::route::{GROUP, Resource, is_metric_id};
 
 /// Largest resource list. The aggregator fetches five copies in parallel every 30 seconds, per version.
 const MAX_BODY: usize = 256 * 1024;
-/// Longest metric name listed, the longest that can be read.
-const MAX_NAME: usize = 253;
-/// Listed when a metric per resource does not fit: what autoscalers are pointed at most.
-const CROWDED: [&Resource; 2] = [&Resource::SERVICES, &Resource::PODS];
 /// Ids of Sysdig's own metrics. They stand in for the list until it is known, and stay when it must be cut.
 /// Source: <https://docs.sysdig.com/en/docs/sysdig-monitor/using-monitor/metrics/metrics-library/sysdig-legacy-format/>.
 const WELL_KNOWN: &str = "container.count cpu.cores.used cpu.quota.used.percent cpu.used.percent file.bytes.total \
@@ -61,36 +57,28 @@ pub fn api_group_discovery_list(version: &str) -> String {
 
 /// The APIResourceList of a version, for `/apis/custom.metrics.k8s.io/VERSION`: `services/net.http.request.count`.
 ///
-/// At most 256 KiB: if all metrics of all resources are more, then of services and pods only, and of those the
-/// well-known ones first. What is left out can be read all the same. Names that cannot stand in a path are skipped.
+/// At most 256 KiB: services first, and of their metrics the well-known ones. What is left out can be read all the
+/// same. Names that cannot stand in a path are skipped.
 /// The cost grows with `metrics`, so this is for when they change, not for every request.
 /// Source: <https://pkg.go.dev/k8s.io/apimachinery/pkg/apis/meta/v1#APIResourceList>.
 pub fn api_resource_list(version: &str, metrics: &[String]) -> String {
     let well_known = || WELL_KNOWN.split(' ').map(|name| (false, name));
-    let known = metrics.iter().map(String::as_str).filter(|name| is_listable(name));
+    let known = metrics.iter().map(String::as_str).filter(|name| is_metric_id(name));
     let mut names: BTreeSet<_> = known.map(|name| (well_known().all(|(_, known)| known != name), name)).collect();
     if names.is_empty() {
         names = well_known().collect();
     }
-    let list = |resources: &[Value]| {
-        let version = format!("{GROUP}/{version}");
-        json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources })
-    };
-    let room = MAX_BODY.saturating_sub(size(&list(&[])));
-    let letters: usize = names.iter().map(|(_, name)| name.len()).sum();
-    let all: usize =
-        Resource::ALL.map(|resource| names.len() * (size(&entry(resource, "")) + 1) + letters).iter().sum();
-    let resources = if all <= room { Resource::ALL.as_slice() } else { CROWDED.as_slice() };
-    let mut used = 0;
-    let entries: Vec<Value> = names
-        .iter()
-        .flat_map(|(_, name)| resources.iter().map(move |resource| entry(resource, name)))
-        .take_while(|entry| {
-            used += size(entry) + 1;
-            used <= room
-        })
-        .collect();
-    list(&entries).to_string()
+    let mut list =
+        format!(r#"{{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"{GROUP}/{version}","resources":["#);
+    let all = Resource::ALL.iter().flat_map(|resource| names.iter().map(|(_, name)| entry(resource, name)));
+    for (index, entry) in all.enumerate() {
+        if list.len() + entry.len() + 3 > MAX_BODY {
+            break;
+        }
+        list.push_str(if index == 0 { "" } else { "," });
+        list.push_str(&entry);
+    }
+    list + "]}"
 }
 
 /// The document of both versions, for `/openapi/v2`.
@@ -196,29 +184,17 @@ fn parse_quality(text: &str) -> Option<u16> {
     (0.0..=1.0).contains(&quality).then(|| (quality * 1000.0).round() as u16)
 }
 
-fn entry(resource: &Resource, metric: &str) -> Value {
-    json!({
-        "name": format!("{}/{metric}", resource.qualified()),
-        "singularName": "",
-        "namespaced": *resource != Resource::NAMESPACES,
-        "kind": "MetricValueList",
-        "verbs": ["get"],
-    })
-}
-
-fn size(value: &Value) -> usize {
-    value.to_string().len()
-}
-
-fn is_listable(metric: &str) -> bool {
-    metric.len() <= MAX_NAME
-        && metric.bytes().any(|b| b.is_ascii_alphanumeric())
-        && metric.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:-".contains(&b))
+fn entry(resource: &Resource, metric: &str) -> String {
+    let (resource, namespaced) = (resource.qualified(), *resource != Resource::NAMESPACES);
+    format!(
+        r#"{{"name":"{resource}/{metric}","singularName":"","namespaced":{namespaced},"kind":"MetricValueList","verbs":["get"]}}"#
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::route::LONGEST_METRIC;
 
     fn parsed(document: &str) -> Value {
         serde_json::from_str(document).unwrap()
@@ -277,14 +253,14 @@ mod tests {
         assert_eq!(
             names(&document),
             [
-                "daemonsets.apps",
-                "deployments.apps",
-                "jobs.batch",
-                "namespaces",
-                "pods",
-                "replicasets.apps",
                 "services",
-                "statefulsets.apps"
+                "pods",
+                "deployments.apps",
+                "statefulsets.apps",
+                "daemonsets.apps",
+                "replicasets.apps",
+                "jobs.batch",
+                "namespaces"
             ]
             .map(|resource| format!("{resource}/my.metric:a-b_c")),
         );
@@ -306,8 +282,8 @@ mod tests {
 
     #[test]
     fn without_a_listable_name_the_well_known_ones_are_listed() {
-        let bad =
-            ["", "a/b", "a b", "a\"b", "ä", "a\n", "a%2Fb", "..", ".", &"a".repeat(MAX_NAME + 1)].map(str::to_owned);
+        let bad = ["", "a/b", "a b", "a\"b", "ä", "a\n", "a%2Fb", "..", ".", &"a".repeat(LONGEST_METRIC + 1)]
+            .map(str::to_owned);
         for metrics in [&[][..], &bad] {
             let names = names(&api_resource_list("v1beta2", metrics));
             assert_eq!(names.len(), 18 * Resource::ALL.len());
@@ -315,7 +291,7 @@ mod tests {
         }
         let mixed: Vec<String> = bad.into_iter().chain(["ok".to_owned()]).collect();
         assert!(names(&api_resource_list("v1beta2", &mixed)).iter().all(|name| name.ends_with("/ok")));
-        assert!(WELL_KNOWN.split(' ').all(is_listable));
+        assert!(WELL_KNOWN.split(' ').all(is_metric_id));
     }
 
     #[test]
@@ -324,19 +300,19 @@ mod tests {
             .map(|n| format!("a.custom.metric.{n:05}"))
             .chain(["net.http.request.count".to_owned()])
             .collect();
-        let entry_len = size(&entry(&Resource::SERVICES, "a.custom.metric.00000")) + 1;
+        let entry_len = entry(&Resource::DEPLOYMENTS, "a.custom.metric.00000").len() + 1;
         let mut last = 0;
         for count in (0..400).step_by(31).chain([999, 20_000]) {
             let body = api_resource_list("v1beta2", &metrics[20_000 - count..]);
             let listed = names(&body);
             assert!(body.len() <= MAX_BODY, "{count}: {}", body.len());
             assert!(listed.contains(&"services/net.http.request.count".to_owned()), "{count}");
-            let whole = listed.len() == 8 * (count + 1) || listed.len() == 2 * (count + 1);
+            let whole = listed.len() == 8 * (count + 1);
             assert!(whole || body.len() + entry_len > MAX_BODY, "{count}: {} entries", listed.len());
             last = body.len();
         }
         assert!(last > MAX_BODY - entry_len);
-        let longest: Vec<String> = (0..800).map(|n| format!("{n:0>MAX_NAME$}")).collect();
+        let longest: Vec<String> = (0..800).map(|n| format!("{n:0>LONGEST_METRIC$}")).collect();
         let body = api_resource_list("v1beta2", &longest);
         assert!(body.len() <= MAX_BODY && body.len() > MAX_BODY - 1000);
     }

@@ -12,6 +12,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,10 +21,9 @@ use rustls::{ServerConfig, ServerConnection, Stream};
 
 use crate::api::Response;
 use crate::connections::{Connections, Ticket};
-use crate::error::{Error, Reason};
+use crate::error::{Error, refusal};
 use crate::head::{self, Head};
-use crate::requestheader::RequestHeader;
-use crate::trust::Trust;
+use crate::requestheader::{RequestHeader, Trust};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(10);
@@ -35,8 +35,6 @@ const INNER: Duration = Duration::from_secs(60);
 const VERDICT: Duration = Duration::from_secs(1);
 /// How long a certificate that is not trusted yet waits for a fresh look at the configuration.
 const ROTATION: Duration = Duration::from_secs(2);
-/// Connections are closed at this age or up to a fifth later, so that replicas share the load.
-const AGE: Duration = Duration::from_secs(600);
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 256 * 1024;
 const HEAD_UNVERIFIED: usize = 32 * 1024;
@@ -44,7 +42,6 @@ const HEAD_FRONT_PROXY: usize = 1024 * 1024;
 const STACK: usize = 256 * 1024;
 
 /// The port and what lies behind it.
-#[derive(Debug)]
 pub struct Door {
     pub(crate) connections: Arc<Connections>,
     pub(crate) tls: Arc<ServerConfig>,
@@ -53,6 +50,8 @@ pub struct Door {
     pub(crate) front_proxy: PathBuf,
     /// The inner server for all other requests.
     pub(crate) direct: PathBuf,
+    /// Connections are closed at this age or up to a fifth later, so that replicas share the load.
+    pub(crate) age: Duration,
 }
 
 impl Door {
@@ -93,39 +92,35 @@ impl Door {
         }
         let chain = session.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
         let mut peer = Peer { session, socket, chain, verdict: None, buffer: Vec::new() };
-        let retire = Instant::now() + AGE + jitter(AGE / 5);
+        let retire = Instant::now() + self.age + jitter(self.age / 5);
         loop {
-            let verified = peer.is_verified(&self.trust);
+            let verified = peer.judge(&self.trust, None).is_some();
             ticket.set(verified, false);
             let limit = if verified { HEAD_FRONT_PROXY } else { HEAD_UNVERIFIED };
-            let length = match peer.read_head(limit, ticket, verified) {
-                Ok(Some(length)) => length,
-                Ok(None) => return peer.close(),
-                Err(Failure::Refused(error)) => {
-                    peer.send(&encode(&error.response()), true)?;
-                    return peer.close();
-                }
-                Err(Failure::Broken(error)) => return Err(error),
+            let length = peer.read_head(limit, ticket, verified)?;
+            let (answer, keep) = match &length {
+                Ok(0) => return peer.close(),
+                Ok(length) => self.answer(&mut peer, *length),
+                Err(refused) => (encode(&refused.response()), false),
             };
-            let (answer, keep) = self.answer(&mut peer, length);
-            let last = !keep || self.connections.draining() || Instant::now() >= retire;
+            let last = !keep || self.connections.draining.load(Ordering::Relaxed) || Instant::now() >= retire;
             peer.send(&answer, last)?;
             if last {
                 return peer.close();
             }
-            peer.forget(length);
+            peer.forget(length.unwrap_or_default());
         }
     }
 
     /// The answer to the head that starts the buffer, and whether the connection can go on.
     fn answer(&self, peer: &mut Peer<'_>, length: usize) -> (Vec<u8>, bool) {
         let patience = if self.connections.crowded() { Duration::ZERO } else { ROTATION };
-        let identity = peer.judge(&self.trust, patience);
+        let identity = peer.judge(&self.trust, Some(patience));
         let parsed = peer.buffer.get(..length).ok_or_else(internal).and_then(Head::parse);
         let exchanged = parsed.and_then(|head| {
             let socket = if identity.is_some() { &self.front_proxy } else { &self.direct };
             let request = head.rebuild(identity.as_ref().map(|config| &config.headers));
-            exchange(socket, &request).map(|answer| (answer, head.keep_alive()))
+            exchange(socket, &request).map(|answer| (answer, head.keep_alive))
         });
         exchanged.unwrap_or_else(|error| (encode(&error.response()), false))
     }
@@ -144,17 +139,15 @@ fn exchange(socket: &PathBuf, request: &[u8]) -> Result<Vec<u8>, Error> {
         Ok(answer)
     };
     match attempt() {
-        Ok(answer) if answer.starts_with(b"HTTP/1.1 ") => Ok(answer),
-        Ok(_) => Err(internal()),
-        Err(error) => {
-            log::warn!("inner server: {error}");
-            Err(internal())
-        }
+        Ok(answer) if answer.starts_with(b"HTTP/1.1 ") => return Ok(answer),
+        Ok(_) => log::warn!("inner server: no answer"),
+        Err(error) => log::warn!("inner server: {error}"),
     }
+    Err(internal())
 }
 
 fn internal() -> Error {
-    Error::new(Reason::Internal, "the adapter failed to answer; its log says why (kubectl logs)")
+    refusal!(Internal, "the adapter failed to answer; its log says why (kubectl logs)")
 }
 
 /// An answer of the door's own, in HTTP/1.1.
@@ -213,87 +206,67 @@ struct Peer<'a> {
     session: ServerConnection,
     socket: Timed<'a>,
     chain: Vec<CertificateDer<'static>>,
-    verdict: Option<Verdict>,
+    /// How the certificate was judged, under which configuration and when.
+    verdict: Option<(Arc<RequestHeader>, Instant, bool)>,
     /// What was received and not yet answered.
     buffer: Vec<u8>,
 }
 
-struct Verdict {
-    config: Arc<RequestHeader>,
-    at: Instant,
-    verified: bool,
-}
-
-enum Failure {
-    /// The peer gets an answer, then the connection ends.
-    Refused(Error),
-    /// The connection is of no use any more.
-    Broken(io::Error),
-}
-
 impl Peer<'_> {
-    /// The configuration under which this peer speaks for users now, if it does.
-    fn judge(&mut self, trust: &Trust, patience: Duration) -> Option<Arc<RequestHeader>> {
+    /// The configuration under which this peer speaks for users now, if it does; with `patience`
+    /// for a fresh look at it.
+    fn judge(&mut self, trust: &Trust, patience: Option<Duration>) -> Option<Arc<RequestHeader>> {
         if self.chain.is_empty() {
             return None;
         }
-        let current = trust.current();
-        if let Some(config) = current.filter(|config| self.accepts(config)) {
-            return Some(config);
-        }
-        trust.refreshed(patience).filter(|config| self.accepts(config))
-    }
-
-    fn is_verified(&mut self, trust: &Trust) -> bool {
-        !self.chain.is_empty() && trust.current().is_some_and(|config| self.accepts(&config))
+        let current = trust.current().filter(|config| self.accepts(config));
+        current.or_else(|| trust.refreshed(patience?).filter(|config| self.accepts(config)))
     }
 
     fn accepts(&mut self, config: &Arc<RequestHeader>) -> bool {
         let now = Instant::now();
-        if let Some(verdict) = &self.verdict
-            && Arc::ptr_eq(&verdict.config, config)
-            && now.duration_since(verdict.at) < VERDICT
+        if let Some((known, at, verified)) = &self.verdict
+            && Arc::ptr_eq(known, config)
+            && now.duration_since(*at) < VERDICT
         {
-            return verdict.verified;
+            return *verified;
         }
         let judged = config.judge(&self.chain, UnixTime::now());
         if let Err(reason) = &judged {
             log::debug!("{reason}");
         }
-        self.verdict = Some(Verdict { config: Arc::clone(config), at: now, verified: judged.is_ok() });
+        self.verdict = Some((Arc::clone(config), now, judged.is_ok()));
         judged.is_ok()
     }
 
-    /// Reads until the buffer starts with a complete head, and yields its length; None if the peer
-    /// is done or silent for too long.
-    fn read_head(&mut self, limit: usize, ticket: &Ticket, verified: bool) -> Result<Option<usize>, Failure> {
+    /// Reads until the buffer starts with a complete head, and yields its length; 0 if the peer is
+    /// done or silent for too long, and an answer to what is no acceptable head.
+    fn read_head(&mut self, limit: usize, ticket: &Ticket, verified: bool) -> io::Result<Result<usize, Error>> {
         let mut searched = 0;
         self.socket.deadline = Instant::now() + if self.buffer.is_empty() { IDLE } else { HEAD };
         loop {
             if let Some(length) = head::end(&self.buffer, searched).filter(|length| *length <= limit) {
                 ticket.set(verified, true);
-                return Ok(Some(length));
+                return Ok(Ok(length));
             }
             if self.buffer.len() >= limit {
-                return Err(Failure::Refused(Error::new(
-                    Reason::HeadTooLarge,
-                    format!("the request head is larger than {limit} bytes"),
-                )));
+                return Ok(Err(refusal!(HeadTooLarge, "the request head is larger than {limit} bytes")));
             }
             searched = self.buffer.len();
             let started = !self.buffer.is_empty();
             match self.receive() {
-                Ok(0) => return Ok(None),
+                Ok(0) => return Ok(Ok(0)),
                 Ok(_) if !started => {
                     ticket.set(verified, true);
                     self.socket.deadline = Instant::now() + HEAD;
                 }
                 Ok(_) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => {
-                    return if started { Err(Failure::Refused(slow())) } else { Ok(None) };
+                    let slow = || refusal!(RequestTimeout, "the request head did not arrive within {HEAD:?}");
+                    return Ok(if started { Err(slow()) } else { Ok(0) });
                 }
-                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
-                Err(error) => return Err(Failure::Broken(error)),
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(Ok(0)),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -342,13 +315,13 @@ impl Peer<'_> {
     }
 }
 
-fn slow() -> Error {
-    Error::new(Reason::RequestTimeout, format!("the request head did not arrive within {} s", HEAD.as_secs()))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::error::Reason;
+    use crate::tls::{Serving, certified_key, pem, server_config};
 
     #[test]
     fn an_answer_of_the_doors_own_is_plain_http() {
@@ -360,9 +333,57 @@ mod tests {
     }
 
     #[test]
-    fn jitter_stays_within_its_bound() {
-        for _ in 0..100 {
-            assert!(jitter(AGE) < AGE);
+    fn jitter_stays_within_its_bound_and_differs() {
+        let most = Duration::from_secs(120);
+        let drawn: BTreeSet<Duration> = (0..100).map(|_| jitter(most)).collect();
+        assert!(drawn.iter().all(|it| *it < most) && drawn.len() > 50, "{drawn:?}");
+    }
+
+    /// The answers to three requests over one connection to a door that closes connections at `age`.
+    fn answers(age: Duration) -> String {
+        let sockets = std::env::temp_dir().join(format!("door-{:016x}", RandomState::new().hash_one(0_u8)));
+        let inner = tiny_http::Server::http_unix(&sockets).unwrap();
+        thread::spawn(move || inner.incoming_requests().try_for_each(|it| it.respond(tiny_http::Response::empty(204))));
+        let serving = Arc::new(Serving::default());
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = pem("PRIVATE KEY", &made.signing_key.serialize_der());
+        serving.replace(certified_key(pem("CERTIFICATE", made.cert.der()).as_bytes(), key.as_bytes()).unwrap());
+        let door = Arc::new(Door {
+            connections: Arc::new(Connections::new(8)),
+            tls: server_config(serving, true).unwrap(),
+            trust: Arc::default(),
+            front_proxy: PathBuf::new(),
+            direct: sockets.clone(),
+            age,
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        thread::spawn(move || door.serve(&listener));
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let mut session = rustls::ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+        let mut stream = Stream::new(&mut session, &mut socket);
+        let mut text = String::new();
+        for connection in ["keep-alive", "keep-alive", "close"] {
+            let request = format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: {connection}\r\n\r\n");
+            if stream.write_all(request.as_bytes()).is_err() {
+                break;
+            }
         }
+        stream.read_to_string(&mut text).unwrap();
+        std::fs::remove_file(sockets).unwrap();
+        text
+    }
+
+    #[test]
+    fn a_connection_that_is_old_gets_one_last_answer() {
+        let count = |text: &str| (text.matches("HTTP/1.1 204").count(), text.matches("Connection: close").count());
+        assert_eq!(count(&answers(Duration::from_secs(600))), (3, 1), "the client closes it");
+        assert_eq!(count(&answers(Duration::ZERO)), (1, 1), "the door closes it");
     }
 }

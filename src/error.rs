@@ -7,6 +7,9 @@ use serde_json::json;
 
 use crate::api::Response;
 
+/// The result of what can be refused.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
 /// A refusal: what kind it is, and what to tell the reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
@@ -37,6 +40,11 @@ macro_rules! reasons {
             /// HTTP status, Kubernetes reason, and the stable word for scripts, alerts and documentation.
             fn row(self) -> (u16, &'static str, &'static str) {
                 match self { $(Self::$variant => ($code, $status, $word),)+ }
+            }
+
+            /// The stable word for scripts, alerts and documentation.
+            pub fn word(self) -> &'static str {
+                self.row().2
             }
         }
     };
@@ -90,13 +98,6 @@ reasons! {
     BackendInvalidAnswer = 503 "ServiceUnavailable" "backend-invalid-answer",
     /// A fault of the adapter itself.
     Internal = 500 "InternalError" "internal",
-}
-
-impl Reason {
-    /// The stable word for scripts, alerts and documentation.
-    pub fn word(self) -> &'static str {
-        self.row().2
-    }
 }
 
 impl Error {

@@ -1,8 +1,9 @@
 //! One request, from who asks to the answer; what must wait says so.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use crate::api::{Response, metric_value_list};
 use crate::auth::{Auth, User, unauthenticated};
@@ -11,9 +12,10 @@ use crate::connections::Connections;
 use crate::discovery::{self, Form, accepts_json, etag, negotiate_apis, not_modified};
 use crate::error::{Error, refusal};
 use crate::readings::Readings;
-use crate::route::{Read, Route, VERSIONS, route};
+use crate::requestheader::Trust;
+use crate::route::{Route, VERSIONS, route};
+use crate::timestamp::unix_now;
 use crate::tls::Serving;
-use crate::trust::Trust;
 
 /// By which inner server a request came: a fact of the connection, never of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,23 +39,12 @@ pub struct Asked {
     pub(crate) user: User,
 }
 
-/// Why there is no answer yet, or none at all.
-#[derive(Debug)]
-pub enum Stop {
-    /// This is the answer.
-    Refused(Error),
-    /// Ask again with `wait`, from where waiting is allowed.
-    Wait,
-}
-
-impl From<Error> for Stop {
-    fn from(error: Error) -> Self {
-        Self::Refused(error)
-    }
-}
+/// Why there is no answer: a refusal, or [`WAIT`].
+pub type Stop = Option<Error>;
+/// Ask again with `wait`, from where waiting is allowed.
+pub const WAIT: Stop = None;
 
 /// Answers requests.
-#[derive(Debug)]
 pub struct Handler {
     pub(crate) auth: Arc<Auth>,
     pub(crate) readings: Readings,
@@ -73,22 +64,20 @@ impl Handler {
 
     /// The answer; None if it cannot be had from memory and `wait` is false.
     pub fn answer(&self, asked: &Asked, wait: bool) -> Option<Response> {
-        match self.decide(asked, wait) {
-            Ok(response) => Some(response),
-            Err(Stop::Refused(error)) => {
-                log::debug!("{} {}: {}: {}", asked.method, asked.target, error.reason.word(), error.message);
-                Some(error.response())
-            }
-            Err(Stop::Wait) => None,
-        }
+        self.decide(asked, wait).map(Some).unwrap_or_else(|stop| {
+            let error = stop?;
+            log::debug!("{} {}: {}: {}", asked.method, asked.target, error.reason.word(), error.message);
+            Some(error.response())
+        })
     }
 
     fn decide(&self, asked: &Asked, wait: bool) -> Result<Response, Stop> {
         let routed = route(&asked.method, &asked.target);
-        match routed {
-            Ok(Route::Health(name, verbose)) => return Ok(self.health(name, verbose)),
-            Ok(Route::Version) => return Ok(version()),
-            _ => {}
+        if let Ok(Route::Health(name, verbose)) = routed {
+            return Ok(self.health(name, verbose));
+        }
+        if let Ok(Route::Version) = routed {
+            return Ok(version());
         }
         let now = Instant::now();
         let user = self.user(asked, wait, now)?;
@@ -112,8 +101,8 @@ impl Handler {
         }
         let json = |text: &str| Ok(document("application/json", text, known));
         match route {
-            Route::Read(read) if wait => Ok(self.read(&read)?),
-            Route::Read(_) => Err(Stop::Wait),
+            Route::Read(read) if wait => Ok(metric_value_list(&read, self.readings.read(&read, unix_now())?)),
+            Route::Read(_) => Err(WAIT),
             Route::Group => json(discovery::API_GROUP),
             Route::OpenApiV2 => json(discovery::OPENAPI_V2),
             Route::OpenApiV3(version) => json(discovery::openapi_v3(version)),
@@ -138,19 +127,14 @@ impl Handler {
         self.auth.user(token.trim(), wait, now)
     }
 
-    fn read(&self, read: &Read) -> Result<Response, Error> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        self.readings.read(read, now).map(|value| metric_value_list(read, value))
-    }
-
     /// Never depends on Sysdig: a pod that is not ready makes its APIService unavailable, and that
     /// breaks kubectl and the deletion of namespaces.
     fn health(&self, name: &str, verbose: bool) -> Response {
         let mut checks = vec![("ping", true)];
         if name == "readyz" {
-            checks.push(("certificate", self.serving.is_usable()));
+            checks.push(("certificate", self.serving.is_settled()));
             checks.push(("requestheader", self.trust.current().is_some()));
-            checks.push(("shutdown", !self.connections.draining()));
+            checks.push(("shutdown", !self.connections.draining.load(Ordering::Relaxed)));
         }
         let passed = checks.iter().all(|(_, passed)| *passed);
         if passed && !verbose {

@@ -6,7 +6,7 @@
 
 use std::fmt::Write;
 
-use crate::error::{Error, Reason, quoted};
+use crate::error::{Error, quoted, refusal};
 
 /// The headers that mean something to the inner server, in lower case.
 const FORWARDED: [&str; 3] = ["accept", "authorization", "if-none-match"];
@@ -32,7 +32,8 @@ pub struct Head<'a> {
     method: &'a str,
     target: &'a str,
     headers: Vec<(String, &'a [u8])>,
-    keep_alive: bool,
+    /// Whether the sender wants to send more requests.
+    pub keep_alive: bool,
 }
 
 /// Finds the end of the head in `bytes`, looking from `from` on: the index behind the blank line.
@@ -47,25 +48,22 @@ impl<'a> Head<'a> {
     /// start is not known, or the sender is not a plain HTTP client.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
         let text = bytes.strip_suffix(b"\r\n\r\n").ok_or_else(|| invalid("the request head is incomplete"))?;
-        let mut lines = Lines(Some(text));
+        // A line that LF alone ends is not split off, and refused for holding a control character.
+        let mut lines =
+            text.split_inclusive(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r\n").unwrap_or(line));
         let (method, target, version) = request_line(lines.next().unwrap_or_default())?;
         let headers = lines
             .take(MOST_HEADERS + 1)
             .map(|line| header(line).ok_or_else(|| invalid("a header line is malformed")))
             .collect::<Result<Vec<_>, _>>()?;
         if headers.len() > MOST_HEADERS {
-            return Err(Error::new(Reason::HeadTooLarge, format!("more than {MOST_HEADERS} headers")));
+            return Err(refusal!(HeadTooLarge, "more than {MOST_HEADERS} headers"));
         }
         let mut head = Self { method, target, headers, keep_alive: version == 1 };
         head.check_host(version)?;
         head.check_body()?;
         head.check_connection()?;
         Ok(head)
-    }
-
-    /// Whether the sender wants to send more requests.
-    pub fn keep_alive(&self) -> bool {
-        self.keep_alive
     }
 
     /// The head for the inner server; the identity is passed on for `identity` only, percent-encoded.
@@ -108,10 +106,9 @@ impl<'a> Head<'a> {
     }
 
     fn check_host(&self, version: u8) -> Result<(), Error> {
-        match self.values("host").count() {
-            1 => Ok(()),
-            0 if version == 0 => Ok(()),
-            0 => Err(invalid("the Host header is missing")),
+        match (self.values("host").count(), version) {
+            (1, _) | (0, 0) => Ok(()),
+            (0, _) => Err(invalid("the Host header is missing")),
             _ => Err(invalid("more than one Host header")),
         }
     }
@@ -124,10 +121,7 @@ impl<'a> Head<'a> {
         if matches!(self.method, "GET" | "HEAD") {
             return Err(invalid("a request body (Content-Length, Transfer-Encoding) is not accepted"));
         }
-        Err(Error::new(
-            Reason::MethodNotAllowed,
-            format!("{} is not allowed: metrics are read-only, use GET", quoted(self.method)),
-        ))
+        Err(refusal!(MethodNotAllowed, "{} is not allowed: metrics are read-only, use GET", quoted(self.method)))
     }
 
     fn check_connection(&mut self) -> Result<(), Error> {
@@ -142,23 +136,6 @@ impl<'a> Head<'a> {
             self.keep_alive = false;
         }
         Ok(())
-    }
-}
-
-/// Splits at CRLF; a lone CR or LF stays in its line, where it is refused.
-struct Lines<'a>(Option<&'a [u8]>);
-
-impl<'a> Iterator for Lines<'a> {
-    type Item = &'a [u8];
-
-    fn next(&mut self) -> Option<&'a [u8]> {
-        let rest = self.0?;
-        let Some(at) = rest.windows(2).position(|pair| pair == b"\r\n") else {
-            self.0 = None;
-            return Some(rest);
-        };
-        self.0 = rest.get(at + 2..);
-        rest.get(..at)
     }
 }
 
@@ -177,7 +154,7 @@ fn request_line(line: &[u8]) -> Result<(&str, &str, u8), Error> {
         "HTTP/1.1" => Ok((method, target, 1)),
         "HTTP/1.0" => Ok((method, target, 0)),
         _ if version.starts_with("HTTP/") => {
-            Err(Error::new(Reason::HttpVersion, format!("{} is not served: use HTTP/1.1", quoted(version))))
+            Err(refusal!(HttpVersion, "{} is not served: use HTTP/1.1", quoted(version)))
         }
         _ => Err(malformed()),
     }
@@ -188,14 +165,10 @@ fn request_line(line: &[u8]) -> Result<(&str, &str, u8), Error> {
 fn header(line: &[u8]) -> Option<(String, &[u8])> {
     let colon = line.iter().position(|&byte| byte == b':')?;
     let (name, value) = (line.get(..colon)?, line.get(colon + 1..)?);
-    let value = value.trim_ascii();
-    if name.is_empty()
-        || !name.iter().copied().all(is_token)
-        || value.iter().any(|&b| b.is_ascii_control() && b != b'\t')
-    {
-        return None;
-    }
-    Some((ascii(name)?.to_ascii_lowercase(), value))
+    let fits = !name.is_empty()
+        && name.iter().copied().all(is_token)
+        && !value.iter().any(|&byte| byte.is_ascii_control() && byte != b'\t');
+    fits.then_some((ascii(name)?.to_ascii_lowercase(), value.trim_ascii()))
 }
 
 fn is_token(byte: u8) -> bool {
@@ -219,12 +192,13 @@ fn encode(value: &[u8]) -> String {
 }
 
 fn invalid(message: &str) -> Error {
-    Error::new(Reason::InvalidRequest, message)
+    refusal!(InvalidRequest, "{message}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Reason;
 
     fn kubernetes() -> IdentityHeaders {
         IdentityHeaders {
@@ -315,7 +289,7 @@ mod tests {
         ];
         for (rest, keep_alive) in table {
             let head = format!("GET / {rest}\r\n\r\n");
-            assert_eq!(Head::parse(head.as_bytes()).unwrap().keep_alive(), keep_alive, "{rest}");
+            assert_eq!(Head::parse(head.as_bytes()).unwrap().keep_alive, keep_alive, "{rest}");
         }
     }
 

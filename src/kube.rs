@@ -13,7 +13,7 @@ use ureq::Agent;
 use ureq::http::{Method, Request};
 
 use crate::config::{Config, Secret};
-use crate::error::{Error, Reason, quoted, refusal};
+use crate::error::{Error, Reason, Result, quoted, refusal};
 use crate::requestheader::RequestHeader;
 use crate::route::Resource;
 use crate::tls::{Roots, agent, certificates, explain};
@@ -26,7 +26,6 @@ const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;
 const REQUEST_HEADER: &str = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
 
 /// The Kubernetes API, asked as the adapter's service account.
-#[derive(Debug)]
 pub struct Kube {
     base: Option<String>,
     directory: PathBuf,
@@ -40,14 +39,14 @@ impl Kube {
     }
 
     /// Makes sure that the object exists. Errors: it does not, or the API cannot tell.
-    pub fn check_object(&self, resource: &Resource, namespace: &str, name: &str) -> Result<(), Error> {
+    pub fn check_object(&self, resource: &Resource, namespace: &str, name: &str) -> Result<()> {
         let path = path(resource, namespace, name);
         self.call(Method::GET, &path, METADATA, None, &named(resource, namespace, name)).map(|_| ())
     }
 
     /// How many of the object's pods are Ready; None where an object does not tell.
     /// Errors: it does not exist, or the API cannot tell.
-    pub fn ready_pods(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Option<u64>, Error> {
+    pub fn ready_pods(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Option<u64>> {
         if *resource == Resource::SERVICES {
             return self.ready_endpoints(namespace, name).map(Some);
         }
@@ -64,7 +63,7 @@ impl Kube {
 
     /// The pods behind a Service, as its EndpointSlices list them; each counts once, whatever the
     /// number of ports and address families.
-    fn ready_endpoints(&self, namespace: &str, service: &str) -> Result<u64, Error> {
+    fn ready_endpoints(&self, namespace: &str, service: &str) -> Result<u64> {
         let path = format!(
             "/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3D{service}"
         );
@@ -81,7 +80,7 @@ impl Kube {
 
     /// The request header configuration, from its ConfigMap.
     /// Errors: it cannot be read or understood; the message names the mend.
-    pub fn request_header(&self) -> Result<RequestHeader, Error> {
+    pub fn request_header(&self) -> Result<RequestHeader> {
         let what = "ConfigMap kube-system/extension-apiserver-authentication";
         let config_map = self.call(Method::GET, REQUEST_HEADER, FULL, None, what).map_err(|mut error| {
             if error.reason == Reason::KubernetesForbidden {
@@ -101,14 +100,7 @@ impl Kube {
 
     /// One call whose answer is an object. `what` names its subject for the reader of an error.
     /// Errors: [`Reason::ObjectNotFound`], [`Reason::KubernetesForbidden`] or [`Reason::KubernetesUnavailable`].
-    pub fn call(
-        &self,
-        method: Method,
-        path: &str,
-        accept: &str,
-        body: Option<&Value>,
-        what: &str,
-    ) -> Result<Value, Error> {
+    pub fn call(&self, method: Method, path: &str, accept: &str, body: Option<&Value>, what: &str) -> Result<Value> {
         let (status, answer) = self.exchange(method, path, accept, body)?;
         match status {
             200 | 201 => serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON")),
@@ -125,13 +117,7 @@ impl Kube {
         }
     }
 
-    fn exchange(
-        &self,
-        method: Method,
-        path: &str,
-        accept: &str,
-        body: Option<&Value>,
-    ) -> Result<(u16, Vec<u8>), Error> {
+    fn exchange(&self, method: Method, path: &str, accept: &str, body: Option<&Value>) -> Result<(u16, Vec<u8>)> {
         let missing = "KUBERNETES_SERVICE_HOST is not set; the adapter runs in a pod with a service account";
         let base = self.base.as_ref().ok_or_else(|| unavailable(missing))?;
         let token = self.file("token")?;
@@ -151,13 +137,13 @@ impl Kube {
         Ok((response.status().as_u16(), answer.map_err(|error| unavailable(&explain(&error)))?))
     }
 
-    fn file(&self, name: &str) -> Result<Vec<u8>, Error> {
+    fn file(&self, name: &str) -> Result<Vec<u8>> {
         let path = self.directory.join(name);
         std::fs::read(&path).map_err(|error| unavailable(&format!("{}: {error}", path.display())))
     }
 
     /// The client for the CA of this moment.
-    fn agent(&self) -> Result<Agent, Error> {
+    fn agent(&self) -> Result<Agent> {
         let ca = self.file("ca.crt")?;
         let mut cached = self.agent.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, agent)) = cached.as_ref()

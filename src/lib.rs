@@ -32,4 +32,3 @@ pub mod server;
 pub mod sysdig;
 pub mod timestamp;
 pub mod tls;
-pub mod trust;

@@ -10,22 +10,23 @@ use std::time::Duration;
 use crate::api::Value;
 use crate::changes::Changes;
 use crate::config::Config;
-use crate::error::{Error, Reason, refusal};
+use crate::error::{Error, Reason, Result, refusal};
 use crate::kube::Kube;
-use crate::quantity::{Quantity, QuantityError};
+use crate::quantity::Quantity;
 use crate::route::{Read, Resource};
 use crate::sysdig::{Label, Row, Sysdig, WINDOW};
 
 const NAMESPACE: &str = "kubernetes.namespace.name";
 const WORKLOAD_TYPE: &str = "kubernetes.workload.type";
 const WORKLOAD_NAME: &str = "kubernetes.workload.name";
+const KUBERNETES: &str = "Kubernetes API";
+const SYSDIG: &str = "Sysdig";
 /// For how many seconds it stays known that a metric is collected, and that it is not.
 const COLLECTED: u64 = 600;
 const NOT_COLLECTED: u64 = 60;
 const MOST_METRICS: usize = 1000;
 
 /// Reads metrics of objects.
-#[derive(Debug)]
 pub struct Readings {
     kube: Arc<Kube>,
     sysdig: Arc<Sysdig>,
@@ -42,19 +43,16 @@ impl Readings {
 
     /// The value that a question asks for at `now`, in Unix seconds.
     /// Errors: There is none that could be trusted; the reason says why.
-    pub fn read(&self, read: &Read, now: u64) -> Result<Value, Error> {
+    pub fn read(&self, read: &Read, now: u64) -> Result<Value> {
         self.sysdig.check_configured()?;
-        let found = self.kube.check_object(read.resource, &read.namespace, &read.object);
-        self.note_kubernetes(&found);
-        found?;
+        self.noted(KUBERNETES, self.kube.check_object(read.resource, &read.namespace, &read.object))?;
         let labels = labels(read);
-        let row = self.sysdig.row(&read.metric, &labels, now);
-        self.note_sysdig(&row);
-        let row = row?.ok_or_else(|| unknown_object(read))?;
+        let row = self.noted(SYSDIG, self.sysdig.row(&read.metric, &labels, now))?;
+        let row = row.ok_or_else(|| unknown_object(read))?;
         check_age(read, &row, now, self.max_age)?;
         let quantity = match row.value {
             Some(Ok(quantity)) => quantity,
-            Some(Err(mistake)) => return Err(unfit(read, mistake)),
+            Some(Err(reason)) => return Err(unfit(read, reason)),
             None => self.proved_zero(read, &labels, now)?,
         };
         Ok(Value { quantity, timestamp: row.end, window_seconds: WINDOW })
@@ -62,13 +60,10 @@ impl Readings {
 
     /// Silence means idleness only if Sysdig sees every Ready pod of the object, and if this metric
     /// is collected in this cluster at all.
-    fn proved_zero(&self, read: &Read, labels: &[Label<'_>], now: u64) -> Result<Quantity, Error> {
+    fn proved_zero(&self, read: &Read, labels: &[Label<'_>], now: u64) -> Result<Quantity> {
         let ready = self.kube.ready_pods(read.resource, &read.namespace, &read.object);
-        self.note_kubernetes(&ready);
-        let ready = ready?.unwrap_or(1).max(1);
-        let seen = self.sysdig.pods(labels, now);
-        self.note_sysdig(&seen);
-        let seen = seen?;
+        let ready = self.noted(KUBERNETES, ready)?.unwrap_or(1).max(1);
+        let seen = self.noted(SYSDIG, self.sysdig.pods(labels, now))?;
         if seen < ready {
             return Err(refusal!(
                 NoData,
@@ -89,16 +84,14 @@ impl Readings {
         ))
     }
 
-    fn is_collected(&self, metric: &str, now: u64) -> Result<bool, Error> {
+    fn is_collected(&self, metric: &str, now: u64) -> Result<bool> {
         let known = self.collected.lock().unwrap_or_else(PoisonError::into_inner).get(metric).copied();
         if let Some((collected, until)) = known
             && now < until
         {
             return Ok(collected);
         }
-        let collected = self.sysdig.is_collected(metric, now);
-        self.note_sysdig(&collected);
-        let collected = collected?;
+        let collected = self.noted(SYSDIG, self.sysdig.is_collected(metric, now))?;
         let until = now + if collected { COLLECTED } else { NOT_COLLECTED };
         let mut known = self.collected.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MOST_METRICS {
@@ -108,17 +101,13 @@ impl Readings {
         Ok(collected)
     }
 
-    /// A missing object is the caller's affair and no state of the Kubernetes API.
-    fn note_kubernetes<T>(&self, result: &Result<T, Error>) {
-        if !matches!(result, Err(Error { reason: Reason::ObjectNotFound, .. })) {
-            self.changes.note("Kubernetes API", result);
+    /// A mistake in the question is the caller's affair and no state of who was asked.
+    fn noted<T>(&self, asked: &'static str, result: Result<T>) -> Result<T> {
+        let callers = [Reason::ObjectNotFound, Reason::Ambiguous, Reason::InvalidRequest];
+        if result.as_ref().err().is_none_or(|error| !callers.contains(&error.reason)) {
+            self.changes.note(asked, &result);
         }
-    }
-
-    fn note_sysdig<T>(&self, result: &Result<T, Error>) {
-        if !matches!(result, Err(Error { reason: Reason::Ambiguous | Reason::InvalidRequest, .. })) {
-            self.changes.note("Sysdig", result);
-        }
+        result
     }
 }
 
@@ -151,7 +140,7 @@ fn unknown_object(read: &Read) -> Error {
     )
 }
 
-fn check_age(read: &Read, row: &Row, now: u64, max_age: Duration) -> Result<(), Error> {
+fn check_age(read: &Read, row: &Row, now: u64, max_age: Duration) -> Result<()> {
     let age = now.saturating_sub(row.end);
     if age <= max_age.as_secs() {
         return Ok(());
@@ -165,10 +154,10 @@ fn check_age(read: &Read, row: &Row, now: u64, max_age: Duration) -> Result<(), 
     ))
 }
 
-fn unfit(read: &Read, mistake: QuantityError) -> Error {
-    let reason = match mistake {
-        QuantityError::NotFinite | QuantityError::NotANumber => Reason::NotFinite,
-        QuantityError::OutOfRange => Reason::OutOfRange,
+fn unfit(read: &Read, reason: Reason) -> Error {
+    let mistake = match reason {
+        Reason::OutOfRange => "is beyond what a HorizontalPodAutoscaler can compute with (9223372036854775.807)",
+        _ => "is not a finite number",
     };
     Error::new(reason, format!("the value of {} for {} {mistake}", read.metric, object(read)))
 }

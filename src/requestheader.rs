@@ -4,6 +4,9 @@
 //! certificate counts stands in ConfigMap kube-system/extension-apiserver-authentication.
 //! Source: <https://kubernetes.io/docs/tasks/extend-kubernetes/configure-aggregation-layer/>.
 
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
@@ -21,8 +24,7 @@ pub struct RequestHeader {
 }
 
 impl RequestHeader {
-    /// Understands the ConfigMap, given as a JSON object.
-    /// Errors: Names the key that is missing or wrong.
+    /// Understands the ConfigMap, given as a JSON object. Errors: Names the key that is missing or wrong.
     pub fn parse(config_map: &serde_json::Value) -> Result<Self, String> {
         let text = |key: &str| config_map.pointer(&format!("/data/{key}")).and_then(|value| value.as_str());
         let list = |key: &str| -> Result<Vec<String>, String> {
@@ -45,7 +47,8 @@ impl RequestHeader {
             .ok_or("requestheader-client-ca-file is missing: is the aggregation layer configured?")?;
         let anchors = certificates(pem.as_bytes())
             .and_then(|list| {
-                list.iter().map(anchor).collect::<Option<Vec<_>>>().ok_or_else(|| "a broken certificate".to_owned())
+                let anchors = list.iter().map(|der| anchor_from_trusted_cert(der).map(|anchor| anchor.to_owned()));
+                anchors.collect::<Result<Vec<_>, _>>().map_err(|_| "a broken certificate".to_owned())
             })
             .map_err(|mistake| format!("requestheader-client-ca-file holds {mistake}"))?;
         Ok(Self { anchors, allowed_names: list("requestheader-allowed-names")?, headers })
@@ -76,8 +79,68 @@ impl RequestHeader {
     }
 }
 
-fn anchor(certificate: &CertificateDer<'_>) -> Option<TrustAnchor<'static>> {
-    anchor_from_trusted_cert(certificate).ok().map(|anchor| anchor.to_owned())
+/// How often the ConfigMap is read when nothing calls for it.
+const PERIOD: Duration = Duration::from_secs(10);
+/// An unknown certificate calls for a read, but not more often than this.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// The configuration in force, followed while the process runs; the last good value stays when a later one is bad.
+#[derive(Default)]
+pub struct Trust {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    current: Option<Arc<RequestHeader>>,
+    reads: u64,
+    wanted: bool,
+}
+
+impl Trust {
+    /// The configuration in force; None before the first successful read.
+    pub fn current(&self) -> Option<Arc<RequestHeader>> {
+        self.lock().current.clone()
+    }
+
+    /// Asks for a read now and waits for it, at most `patience`: a certificate that is not known
+    /// yet may be one of a rotation.
+    pub fn refreshed(&self, patience: Duration) -> Option<Arc<RequestHeader>> {
+        let mut state = self.lock();
+        state.wanted = true;
+        self.changed.notify_all();
+        let seen = state.reads;
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(state, patience, |state| state.reads == seen)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.current.clone()
+    }
+
+    /// Calls `read` again and again, for ever.
+    pub fn follow(&self, read: impl Fn() -> Option<RequestHeader>) {
+        loop {
+            let started = Instant::now();
+            let found = read();
+            let mut state = self.lock();
+            if let Some(found) = found {
+                state.current = Some(Arc::new(found));
+            }
+            state.reads += 1;
+            state.wanted = false;
+            self.changed.notify_all();
+            drop(state);
+            std::thread::sleep(SHORTEST.saturating_sub(started.elapsed()));
+            let state = self.lock();
+            let period = if state.current.is_some() { PERIOD } else { SHORTEST };
+            let _ = self.changed.wait_timeout_while(state, period, |state| !state.wanted);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]
@@ -161,7 +224,7 @@ mod tests {
         params.not_after = rcgen::date_time_ymd(2020, 1, 2);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = params.signed_by(&KeyPair::generate().unwrap(), &ours.0).unwrap().der().clone();
-        let at = |seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         let day = 1_577_836_800;
         for (now, valid) in [(day - 1, false), (day + 3600, true), (day + 86_401, false)] {
             assert_eq!(config.judge(std::slice::from_ref(&leaf), at(now)).is_ok(), valid, "{now}");

@@ -9,13 +9,13 @@ use crate::error::{Error, Reason, quoted, refusal};
 /// The API group served.
 pub const GROUP: &str = "custom.metrics.k8s.io";
 const LONGEST_TARGET: usize = 8 * 1024;
-const LONGEST_METRIC: usize = 253;
+pub(crate) const LONGEST_METRIC: usize = 253;
 
 /// Its versions: what older autoscalers use, and what current ones prefer.
 pub const VERSIONS: [&str; 2] = ["v1beta1", "v1beta2"];
 
 /// A Kubernetes resource whose metrics can be read: what Kubernetes and Sysdig call it.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Resource {
     /// `Deployment`
     pub kind: &'static str,
@@ -39,21 +39,21 @@ macro_rules! resources {
             $(#[doc = concat!("`", $plural, "`")]
             pub const $name: Self =
                 Self { kind: $kind, plural: $plural, group: $group, api_version: $version, label: $label, workload_type: $type, ready: $ready };)+
-            /// All of them.
+            /// All of them, those that autoscalers are pointed at most first.
             pub const ALL: [&'static Self; 8] = [$(&Self::$name),+];
         }
     };
 }
 
 resources! {
-    DAEMON_SETS: "DaemonSet" "daemonsets" "apps" "apps/v1" "kubernetes.daemonSet.name" "daemonset" "/status/numberReady";
+    SERVICES: "Service" "services" "" "v1" "kubernetes.service.name" "" "";
+    PODS: "Pod" "pods" "" "v1" "kubernetes.pod.name" "" "";
     DEPLOYMENTS: "Deployment" "deployments" "apps" "apps/v1" "kubernetes.deployment.name" "deployment" "/status/readyReplicas";
+    STATEFUL_SETS: "StatefulSet" "statefulsets" "apps" "apps/v1" "kubernetes.statefulSet.name" "statefulset" "/status/readyReplicas";
+    DAEMON_SETS: "DaemonSet" "daemonsets" "apps" "apps/v1" "kubernetes.daemonSet.name" "daemonset" "/status/numberReady";
+    REPLICA_SETS: "ReplicaSet" "replicasets" "apps" "apps/v1" "kubernetes.replicaSet.name" "replicaset" "/status/readyReplicas";
     JOBS: "Job" "jobs" "batch" "batch/v1" "kubernetes.job.name" "job" "/status/ready";
     NAMESPACES: "Namespace" "namespaces" "" "v1" "" "" "";
-    PODS: "Pod" "pods" "" "v1" "kubernetes.pod.name" "" "";
-    REPLICA_SETS: "ReplicaSet" "replicasets" "apps" "apps/v1" "kubernetes.replicaSet.name" "replicaset" "/status/readyReplicas";
-    SERVICES: "Service" "services" "" "v1" "kubernetes.service.name" "" "";
-    STATEFUL_SETS: "StatefulSet" "statefulsets" "apps" "apps/v1" "kubernetes.statefulSet.name" "statefulset" "/status/readyReplicas";
 }
 
 /// The question of one metric of one object.
@@ -133,6 +133,7 @@ pub fn route(method: &str, target: &str) -> Result<Route, Error> {
     let segments = segments(path)?;
     let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
     let query = Query::parse(query)?;
+    let verbose = query.has("verbose", |_| true);
     let route = match parts.as_slice() {
         [] => Route::Root,
         ["apis"] => Route::Apis,
@@ -141,9 +142,9 @@ pub fn route(method: &str, target: &str) -> Result<Route, Error> {
         ["apis", GROUP, version, rest @ ..] => {
             Route::Read(Box::new(read(known_version(version, path)?, rest, &query, path)?))
         }
-        ["healthz"] => Route::Health("healthz", query.has("verbose")),
-        ["livez"] => Route::Health("livez", query.has("verbose")),
-        ["readyz"] => Route::Health("readyz", query.has("verbose")),
+        ["healthz"] => Route::Health("healthz", verbose),
+        ["livez"] => Route::Health("livez", verbose),
+        ["readyz"] => Route::Health("readyz", verbose),
         ["openapi", "v2"] => Route::OpenApiV2,
         ["openapi", "v3"] => Route::OpenApiV3Index,
         ["openapi", "v3", "apis", GROUP, version] => Route::OpenApiV3(known_version(version, path)?),
@@ -223,18 +224,22 @@ fn check_name(what: &str, text: &str, longest: usize) -> Result<(), Error> {
     if fits { Ok(()) } else { Err(invalid(format!("{} is not a Kubernetes {what}", quoted(text)))) }
 }
 
+/// Whether a metric of this name can be asked for.
+pub fn is_metric_id(text: &str) -> bool {
+    text.len() <= LONGEST_METRIC
+        && text.contains(|c: char| c.is_ascii_alphanumeric())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:-".contains(&b))
+}
+
 fn check_metric(text: &str) -> Result<(), Error> {
-    let fits = !text.is_empty()
-        && text.len() <= LONGEST_METRIC
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:-".contains(&b));
-    if fits {
-        Ok(())
-    } else {
-        Err(invalid(format!(
-            "{} is not a metric id: letters, digits, and _ . : - only, such as net.http.request.count",
-            quoted(text)
-        )))
+    if is_metric_id(text) {
+        return Ok(());
     }
+    Err(refusal!(
+        InvalidRequest,
+        "{} is not a metric id: letters, digits, and _ . : - only, such as net.http.request.count",
+        quoted(text)
+    ))
 }
 
 fn invalid(message: impl Into<String>) -> Error {
@@ -305,25 +310,21 @@ impl Query {
             .map(Self)
     }
 
-    fn has(&self, key: &str) -> bool {
-        self.0.iter().any(|(name, _)| name == key)
-    }
-
-    fn non_empty(&self, key: &str) -> bool {
-        self.0.iter().any(|(name, value)| name == key && !value.trim().is_empty())
+    fn has(&self, key: &str, fits: impl Fn(&str) -> bool) -> bool {
+        self.0.iter().any(|(name, value)| name == key && fits(value.trim()))
     }
 
     /// What a read cannot honour is refused: an ignored selector would be another number than asked for.
     fn check_read(&self, name: &str) -> Result<(), Error> {
-        if self.0.iter().any(|(key, value)| key == "watch" && value != "false" && value != "0") {
+        if self.has("watch", |value| !matches!(value, "false" | "0")) {
             return Err(invalid("metrics cannot be watched"));
         }
-        if name == "*" || self.non_empty("labelSelector") {
+        if name == "*" || self.has("labelSelector", |value| !value.is_empty()) {
             return Err(invalid(
                 "objects are read by name in this version: * and labelSelector (metrics of type Pods) are not served",
             ));
         }
-        if self.non_empty("metricLabelSelector") {
+        if self.has("metricLabelSelector", |value| !value.is_empty()) {
             return Err(invalid(
                 "metricLabelSelector (metric.selector in the HPA) is not served in this version: remove the selector",
             ));

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -25,17 +25,19 @@ use crate::error::{Error, Reason};
 use crate::handler::{Class, Handler, resource_lists};
 use crate::kube::Kube;
 use crate::readings::Readings;
+use crate::requestheader::Trust;
 use crate::server;
 use crate::sysdig::Sysdig;
-use crate::timestamp::rfc3339;
-use crate::tls::{Serving, read_certified_key, self_signed, server_config};
-use crate::trust::Trust;
+use crate::timestamp::{rfc3339, unix_now};
+use crate::tls::{Serving, certified_key, server_config};
 
 const PORT: u16 = 10250;
 /// Kubernetes goes on sending requests to an ending pod until every node knows that it ends.
 const GRACE: Duration = Duration::from_secs(5);
 /// For answers under way; together with [`GRACE`] well within the 30 s that Kubernetes gives.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Of connections, so that replicas share the load.
+const AGE: Duration = Duration::from_secs(600);
 const TICK: Duration = Duration::from_millis(50);
 const CERTIFICATE_PERIOD: Duration = Duration::from_secs(10);
 const CATALOGUE_PERIOD: Duration = Duration::from_secs(600);
@@ -74,9 +76,8 @@ fn variable(name: &str) -> Option<Result<String, String>> {
 fn start_log() {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
         .format(|out, record| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             let text: String = record.args().to_string().chars().map(visible).collect();
-            writeln!(out, "{} {} {text}", rfc3339(now), record.level())
+            writeln!(out, "{} {} {text}", rfc3339(unix_now()), record.level())
         })
         .init();
 }
@@ -109,7 +110,7 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
     });
 
     let sockets = Sockets::create(&config.socket_dir).map_err(|error| format!("SOCKET_DIR: {error}"))?;
-    let (front_proxy, direct) = (sockets.path("front-proxy"), sockets.path("direct"));
+    let (front_proxy, direct) = (sockets.0.join("front-proxy"), sockets.0.join("direct"));
     let classes = [(Class::FrontProxy, front_proxy.as_path()), (Class::Direct, direct.as_path())];
     server::start(&handler, &classes, config.max_concurrent)?;
     follow_trust(&trust, kube, &changes);
@@ -121,7 +122,7 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
     let listener = listen(config.listen).map_err(|error| format!("LISTEN_ADDR: {error}"))?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let tls = server_config(serving, config.tls13_only).map_err(|error| error.to_string())?;
-    let door = Arc::new(Door { connections: Arc::clone(&connections), tls, trust, front_proxy, direct });
+    let door = Arc::new(Door { connections: Arc::clone(&connections), tls, trust, front_proxy, direct, age: AGE });
     log::info!("sysdig-metrics-adapter {} listening on {address}", env!("CARGO_PKG_VERSION"));
     thread::spawn(move || door.serve(&listener));
 
@@ -129,7 +130,7 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
         thread::park_timeout(TICK);
     }
     log::info!("ending: not ready any more, answering for {} s", GRACE.as_secs());
-    connections.drain();
+    connections.draining.store(true, Ordering::Relaxed);
     thread::sleep(GRACE);
     if !connections.close_idle(PATIENCE) {
         log::warn!("some requests are still being answered after {} s", PATIENCE.as_secs());
@@ -141,7 +142,6 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
 fn serve_certificate(config: &Config, kube: &Arc<Kube>, changes: &Arc<Changes>) -> Result<Arc<Serving>, String> {
     let serving = Arc::new(Serving::default());
     let Some((chain, key)) = config.tls_files.clone() else {
-        serving.replace(self_signed()?);
         let keeper = Keeper {
             kube: Arc::clone(kube),
             serving: Arc::clone(&serving),
@@ -149,27 +149,33 @@ fn serve_certificate(config: &Config, kube: &Arc<Kube>, changes: &Arc<Changes>) 
             service: config.service_name.clone(),
             namespace: kube.own_namespace(),
         };
+        serving.replace(keeper.temporary()?);
         thread::spawn(move || keeper.keep());
         return Ok(serving);
     };
+    let read = |path: &Path| fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
     let follower = Arc::clone(&serving);
     let mut known = None;
     let mut load = move || {
-        let now = (fs::read(&chain).ok(), fs::read(&key).ok());
-        if known.as_ref() == Some(&now) {
+        let files = (read(&chain), read(&key));
+        if known.as_ref() == Some(&files) {
             return;
         }
-        match read_certified_key(&chain, &key) {
-            Ok(found) => {
-                follower.replace(found);
+        let made = match &files {
+            (Ok(chain), Ok(key)) => certified_key(chain, key),
+            (Err(mistake), _) | (_, Err(mistake)) => Err(mistake.clone()),
+        };
+        match made {
+            Ok(made) => {
+                follower.replace(made);
+                follower.settle();
                 log::info!("serving certificate {} is in use", chain.display());
             }
-            Err(mistake) => log::warn!("the serving certificate stays as it was: {mistake}"),
+            Err(mistake) => log::warn!("serving certificate {} is not used: {mistake}", chain.display()),
         }
-        known = Some(now);
+        known = Some(files);
     };
     load();
-    serving.settle();
     thread::spawn(move || {
         loop {
             thread::sleep(CERTIFICATE_PERIOD);
@@ -238,16 +244,12 @@ impl Sockets {
             Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", directory.display()))),
         }
     }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
 }
 
 impl Drop for Sockets {
     fn drop(&mut self) {
         for name in ["front-proxy", "direct"] {
-            let _ = fs::remove_file(self.path(name));
+            let _ = fs::remove_file(self.0.join(name));
         }
         let _ = fs::remove_dir(&self.0);
     }
@@ -281,7 +283,7 @@ mod tests {
         let directory = sockets.0.clone();
         assert_ne!(directory, other.0, "what a crash left behind is not used again");
         assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o777, 0o700);
-        fs::write(sockets.path("direct"), "").unwrap();
+        fs::write(sockets.0.join("direct"), "").unwrap();
         drop(sockets);
         assert!(!directory.exists());
         assert!(Sockets::create(Path::new("/nonexistent")).is_err());

@@ -16,7 +16,7 @@ use tiny_http::{Header, Request, Server};
 use crate::api::Response;
 use crate::auth::User;
 use crate::config::Secret;
-use crate::error::{Error, Reason};
+use crate::error::refusal;
 use crate::handler::{Asked, Class, Handler};
 use crate::route::percent_decode;
 
@@ -74,42 +74,32 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String>
 
 fn dispatch(handler: &Handler, class: Class, request: Request, queue: &SyncSender<Job>) {
     let asked = asked(class, &request);
-    match guarded(|| handler.answer(&asked, false)) {
-        Ok(Some(response)) => respond(request, response),
-        Ok(None) => {
-            let refused = match queue.try_send(Job { request, asked, since: Instant::now() }) {
-                Ok(()) => return,
-                Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
-            };
-            respond(refused.request, overloaded().response());
-        }
-        Err(error) => respond(request, error.response()),
+    if let Some(response) = guarded(|| handler.answer(&asked, false)) {
+        return respond(request, response);
+    }
+    match queue.try_send(Job { request, asked, since: Instant::now() }) {
+        Ok(()) => {}
+        Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => respond(job.request, overloaded()),
     }
 }
 
 /// Does one job; None when there will be no more.
 fn work(handler: &Handler, jobs: &Mutex<Receiver<Job>>) -> Option<()> {
     let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()?;
-    let answer = if job.since.elapsed() > PATIENCE { Ok(None) } else { guarded(|| handler.answer(&job.asked, true)) };
-    let response = match answer {
-        Ok(Some(response)) => response,
-        Ok(None) => overloaded().response(),
-        Err(error) => error.response(),
-    };
-    respond(job.request, response);
+    let answer = if job.since.elapsed() > PATIENCE { None } else { guarded(|| handler.answer(&job.asked, true)) };
+    respond(job.request, answer.unwrap_or_else(overloaded));
     Some(())
 }
 
 /// A bug costs one answer, not a thread of a bounded pool.
-fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Error> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
-        Error::new(Reason::Internal, "the adapter has a bug; please report it with its log (kubectl logs)")
-    })
+fn guarded(work: impl FnOnce() -> Option<Response>) -> Option<Response> {
+    let bug = || refusal!(Internal, "the adapter has a bug; please report it with its log (kubectl logs)");
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Some(bug().response()))
 }
 
-fn overloaded() -> Error {
-    Error::new(Reason::Overloaded, "more metrics are being read than the adapter can wait for: ask again")
-        .retry_after(Some(1))
+fn overloaded() -> Response {
+    let error = refusal!(Overloaded, "more metrics are being read than the adapter can wait for: ask again");
+    error.retry_after(Some(1)).response()
 }
 
 fn asked(class: Class, request: &Request) -> Asked {

@@ -11,7 +11,7 @@ use ureq::{Agent, Proxy};
 
 use crate::config::{Config, Secret, TokenSource};
 use crate::error::{Error, Reason, quoted, refusal};
-use crate::quantity::{Quantity, QuantityError};
+use crate::quantity::Quantity;
 use crate::tls::{Roots, agent, certificates, explain};
 
 /// Seconds of samples that a value sums up.
@@ -37,11 +37,10 @@ pub struct Row {
     /// Unix seconds: end of the window.
     pub end: u64,
     /// The metric; None if no container of the object had a sample of it.
-    pub value: Option<Result<Quantity, QuantityError>>,
+    pub value: Option<Result<Quantity, Reason>>,
 }
 
 /// The Data API of one Sysdig account.
-#[derive(Debug)]
 pub struct Sysdig {
     agent: Agent,
     endpoint: String,
@@ -61,8 +60,7 @@ struct DataRow {
 }
 
 impl Sysdig {
-    /// Uses the endpoint, token and cluster of `config`.
-    /// Errors: `SDC_CA_FILE` or a proxy variable is wrong.
+    /// Uses the endpoint, token and cluster of `config`. Errors: `SDC_CA_FILE` or a proxy variable is wrong.
     pub fn new(config: &Config) -> Result<Self, String> {
         let read = |path: &PathBuf| {
             let pem = std::fs::read(path).map_err(|error| error.to_string());
@@ -97,7 +95,9 @@ impl Sysdig {
         }
         let rows = self.data(end.saturating_sub(WINDOW), end, &self.filter(labels)?, &columns, 1)?;
         let [row] = rows.as_slice() else {
-            return if rows.is_empty() { Ok(None) } else { Err(ambiguous(metric, labels)) };
+            let object = labels.last().map_or("the cluster", |(_, value)| value);
+            let ambiguous = || refusal!(Ambiguous, "Sysdig has more than one series of {metric} for {object}");
+            return if rows.is_empty() { Ok(None) } else { Err(ambiguous()) };
         };
         if !labels.iter().zip(&row.d).all(|((_, wanted), found)| found.as_str() == Some(wanted)) {
             return Err(invalid_answer("it is about another object than asked for"));
@@ -114,8 +114,7 @@ impl Sysdig {
         Ok(Some(Row { end: row.t, value }))
     }
 
-    /// How many pods of the object Sysdig saw in the window that [`Self::row`] sums up.
-    /// Errors: Sysdig failed.
+    /// How many pods of the object Sysdig saw in the window that [`Self::row`] sums up. Errors: Sysdig failed.
     pub fn pods(&self, labels: &[Label<'_>], now: u64) -> Result<u64, Error> {
         let end = window_end(now);
         let columns = [json!({ "id": POD }), average(COMPANION)];
@@ -123,16 +122,14 @@ impl Sysdig {
         Ok(rows.iter().filter(|row| row.d.iter().all(|cell| !cell.is_null())).count() as u64)
     }
 
-    /// Whether anything in the cluster had a sample of `metric` within a day.
-    /// Errors: Sysdig failed.
+    /// Whether anything in the cluster had a sample of `metric` within a day. Errors: Sysdig failed.
     pub fn is_collected(&self, metric: &str, now: u64) -> Result<bool, Error> {
         let end = window_end(now);
         let rows = self.data(end.saturating_sub(DAY), end, &self.filter(&[])?, &[average(metric)], 0)?;
         Ok(rows.iter().any(|row| row.d.iter().any(|cell| !cell.is_null())))
     }
 
-    /// The ids of all metrics, from the catalogue's pages.
-    /// Errors: Sysdig failed.
+    /// The ids of all metrics, from the catalogue's pages. Errors: Sysdig failed.
     pub fn catalogue(&self) -> Result<Vec<String>, Error> {
         let mut ids = Vec::new();
         for page in 0..CATALOGUE_PAGES {
@@ -288,11 +285,6 @@ fn average(metric: &str) -> Value {
 
 fn invalid_answer(why: &str) -> Error {
     refusal!(BackendInvalidAnswer, "Sysdig's answer cannot be used: {why}")
-}
-
-fn ambiguous(metric: &str, labels: &[Label<'_>]) -> Error {
-    let object = labels.last().map_or("the object", |(_, value)| value);
-    refusal!(Ambiguous, "Sysdig has more than one series of {metric} for {object}")
 }
 
 /// What Sysdig says about an error, in whichever of its forms.

@@ -1,8 +1,15 @@
 //! Seconds since 1970 as RFC 3339 text in UTC, the form Kubernetes calls `Time`.
 //! Source: <https://www.rfc-editor.org/rfc/rfc3339>.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 /// Last second that has a four-digit year.
 const MAX: u64 = 253_402_300_799;
+
+/// The time of this machine's clock.
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
 
 /// Formats Unix seconds, `2019-07-07T15:55:27Z`; later than the year 9999 is shown as its last second.
 pub fn rfc3339(unix_seconds: u64) -> String {

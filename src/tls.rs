@@ -1,7 +1,6 @@
 //! TLS both ways: the serving certificate, the client certificates asked for, PEM in and out, and the
 //! one place where an HTTP client is made.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -9,7 +8,7 @@ use std::time::Duration;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -31,8 +30,7 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     digest
 }
 
-/// The certificates in a PEM bundle.
-/// Errors: Says what is wrong with it; an empty bundle is wrong, too.
+/// The certificates in a PEM bundle. Errors: Says what is wrong with it; an empty bundle is wrong, too.
 pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let found = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, _>>()
@@ -79,7 +77,7 @@ impl Serving {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(key);
     }
 
-    /// There will be no better certificate soon: from now on the adapter counts as ready.
+    /// The certificate in use is one that can be served for long: from now on the adapter counts as ready.
     pub fn settle(&self) {
         self.1.store(true, Ordering::Relaxed);
     }
@@ -88,25 +86,15 @@ impl Serving {
     pub fn is_settled(&self) -> bool {
         self.1.load(Ordering::Relaxed)
     }
-
-    /// Whether handshakes can be answered, with a certificate that is meant to stay.
-    pub fn is_usable(&self) -> bool {
-        self.is_settled() && self.current().is_some()
-    }
-
-    fn current(&self) -> Option<Arc<CertifiedKey>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
 }
 
 impl ResolvesServerCert for Serving {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.current()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// A certificate chain and its key out of PEM text.
-/// Errors: Says which of the two is wrong, and how.
+/// A certificate chain and its key out of PEM text. Errors: Says which of the two is wrong, and how.
 pub fn certified_key(chain: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, String> {
     let chain = certificates(chain).map_err(|mistake| format!("the certificate file holds {mistake}"))?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("the key file holds no PEM key: {error}"))?;
@@ -115,24 +103,7 @@ pub fn certified_key(chain: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, Stri
         .map_err(|error| format!("certificate and key do not fit: {error}"))
 }
 
-/// Reads [`certified_key`] from files.
-/// Errors: Names the file.
-pub fn read_certified_key(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, String> {
-    let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
-    certified_key(&read(chain)?, &read(key)?).map_err(|mistake| format!("{}: {mistake}", chain.display()))
-}
-
-/// A fresh self-signed certificate, for handshakes until there is a better one.
-/// Errors: key generation failed.
-pub fn self_signed() -> Result<Arc<CertifiedKey>, String> {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).map_err(|error| error.to_string())?;
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
-    let made = CertifiedKey::from_der(vec![made.cert.der().clone()], key, &ring::default_provider());
-    made.map(Arc::new).map_err(|error| format!("self-signed certificate: {error}"))
-}
-
-/// How the door shakes hands.
-/// Errors: The versions and the cryptography do not fit together.
+/// How the door shakes hands. Errors: The versions and the cryptography do not fit together.
 pub fn server_config(serving: Arc<Serving>, tls13_only: bool) -> Result<Arc<ServerConfig>, Error> {
     let versions: &[_] = if tls13_only { &[&version::TLS13] } else { &[&version::TLS13, &version::TLS12] };
     let provider = provider();
@@ -149,7 +120,6 @@ pub fn server_config(serving: Arc<Serving>, tls13_only: bool) -> Result<Arc<Serv
 }
 
 /// Whose certificates are trusted.
-#[derive(Debug)]
 pub enum Roots {
     /// Exactly these.
     Given(Vec<CertificateDer<'static>>),
@@ -200,6 +170,8 @@ pub fn explain(error: &ureq::Error) -> String {
 #[derive(Debug)]
 struct AnyClientCertificate(WebPkiSupportedAlgorithms);
 
+type Signed = Result<HandshakeSignatureValid, Error>;
+
 impl ClientCertVerifier for AnyClientCertificate {
     fn client_auth_mandatory(&self) -> bool {
         false
@@ -218,21 +190,11 @@ impl ClientCertVerifier for AnyClientCertificate {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls12_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Signed {
         verify_tls12_signature(message, cert, dss, &self.0)
     }
 
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Signed {
         verify_tls13_signature(message, cert, dss, &self.0)
     }
 
@@ -281,13 +243,15 @@ mod tests {
     }
 
     #[test]
-    fn a_serving_certificate_can_be_made_and_replaced() {
+    fn a_serving_certificate_can_be_replaced() {
         let serving = Serving::default();
-        assert!(!serving.is_usable());
-        serving.replace(self_signed().unwrap());
-        assert!(!serving.is_usable());
+        assert!(!serving.is_settled());
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = pem("PRIVATE KEY", &made.signing_key.serialize_der());
+        serving.replace(certified_key(pem("CERTIFICATE", made.cert.der()).as_bytes(), key.as_bytes()).unwrap());
+        assert!(!serving.is_settled());
         serving.settle();
-        assert!(serving.is_usable());
+        assert!(serving.is_settled());
         assert!(server_config(Arc::new(serving), true).is_ok());
     }
 }
