@@ -222,7 +222,10 @@ impl Stage {
             plane.run(&["get", "--raw", "/openapi/v2"]).contains("readSysdigMetric")
         });
         for version in ["v1beta1", "v1beta2"] {
-            plane.run(&["get", "--raw", &format!("/openapi/v3/apis/custom.metrics.k8s.io/{version}")]);
+            plane.until(&format!("the OpenAPI document of {version} is passed on"), || {
+                let path = format!("/openapi/v3/apis/custom.metrics.k8s.io/{version}");
+                plane.kubectl(&["get", "--raw", &path]).status.success()
+            });
         }
     }
 
