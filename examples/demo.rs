@@ -74,7 +74,7 @@ fn main() -> ExitCode {
     // The stand-ins and the harness say what is wrong as in a test: by a panic.
     let told = panic::catch_unwind(|| Demo::start(options).and_then(|mut demo| demo.story()));
     end(told.unwrap_or_else(|cause| {
-        let text = cause.downcast_ref::<String>().map(String::as_str).or(cause.downcast_ref::<&str>().copied());
+        let text = cause.downcast_ref::<String>().map(String::as_str).or_else(|| cause.downcast_ref::<&str>().copied());
         Err(text.unwrap_or("it ended early").into())
     }))
 }
