@@ -65,7 +65,8 @@ fn main() -> ExitCode {
             "--adapter" if arguments.peek().is_some() => options.adapter = arguments.next(),
             "--help" | "-h" => return end(writeln!(io::stdout(), "{HELP}").map_err(Into::into)),
             other => {
-                let _ = writeln!(io::stderr(), "demo: {other} is not understood\n\n{HELP}");
+                let what = if other == "--adapter" { "needs a PATH" } else { "is not understood" };
+                let _ = writeln!(io::stderr(), "demo: {other} {what}\n\n{HELP}");
                 return ExitCode::from(2);
             }
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::clock::poll;
-use super::dir::TempDir;
+use super::dir::{TempDir, replace};
 use super::pki::{Ca, Leaf};
 
 const BINARIES: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kubectl"];
@@ -23,6 +23,7 @@ pub struct ControlPlane {
     pub ca: Ca,
     pub front_proxy_ca: Ca,
     pub dir: TempDir,
+    service_account_secret: Option<String>,
 }
 
 /// Where the binaries are, or the one line that says how to get them.
@@ -51,7 +52,15 @@ impl ControlPlane {
         let dir = TempDir::new();
         let ca = Ca::new("kubernetes-ca");
         let front_proxy_ca = Ca::new("front-proxy-ca");
-        let mut plane = Self { children: Vec::new(), assets, port: free_port(), ca, front_proxy_ca, dir };
+        let mut plane = Self {
+            children: Vec::new(),
+            assets,
+            port: free_port(),
+            ca,
+            front_proxy_ca,
+            dir,
+            service_account_secret: None,
+        };
         plane.write_files();
         plane.start_etcd_and_apiserver();
         let ready = poll(Duration::from_secs(60), || {
@@ -78,6 +87,8 @@ impl ControlPlane {
         leaf("admin", &self.ca.issue_client("admin", &["system:masters"]));
         leaf("service-account", &self.ca.issue_client("service-account", &[]));
         leaf("front-proxy", &self.front_proxy_ca.issue_client("front-proxy-client", &[]));
+        let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "generateName": "token-" } });
+        self.dir.write("token-secret.json", secret.to_string());
         self.write_kubeconfig("admin.conf", "admin");
     }
 
@@ -134,6 +145,8 @@ impl ControlPlane {
             format!("--proxy-client-key-file={}", self.file("front-proxy.key")),
             "--endpoint-reconciler-type=none".to_owned(),
             "--allow-privileged=true".to_owned(),
+            // Tells of certificates that it loads.
+            "--v=2".to_owned(),
         ];
         self.spawn("kube-apiserver", &apiserver);
     }
@@ -247,15 +260,28 @@ impl ControlPlane {
         }
     }
 
-    /// A service account's token, CA and namespace as they lie in a pod.
-    pub fn service_account_dir(&self, namespace: &str, name: &str) -> PathBuf {
+    /// A service account's token, CA and namespace as they lie in a pod. The token ends what an earlier
+    /// call wrote there.
+    pub fn service_account_dir(&mut self, namespace: &str, name: &str) -> PathBuf {
         let directory = self.dir.path().join("service-account");
         fs::create_dir_all(&directory).unwrap();
-        let token = self.run(&["create", "token", name, "-n", namespace]);
-        fs::write(directory.join("token"), token.trim()).unwrap();
-        fs::write(directory.join("ca.crt"), self.ca.pem()).unwrap();
-        fs::write(directory.join("namespace"), namespace).unwrap();
+        let (token, secret) = self.token(namespace, name);
+        replace(&directory.join("token"), token);
+        replace(&directory.join("ca.crt"), self.ca.pem());
+        replace(&directory.join("namespace"), namespace);
+        if let Some(before) = self.service_account_secret.replace(secret) {
+            self.run(&["delete", "secret", &before, "-n", namespace]);
+        }
         directory
+    }
+
+    /// A token, and the Secret with which it ends.
+    pub fn token(&self, namespace: &str, name: &str) -> (String, String) {
+        let created = self.json(&["create", "-o", "json", "-f", &self.file("token-secret.json"), "-n", namespace]);
+        let secret = created["metadata"]["name"].as_str().unwrap();
+        let bound = format!("--bound-object-name={secret}");
+        let token = self.run(&["create", "token", name, "-n", namespace, "--bound-object-kind=Secret", &bound]);
+        (token.trim().to_owned(), secret.to_owned())
     }
 }
 

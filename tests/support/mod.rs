@@ -20,6 +20,7 @@ pub mod http;
 pub mod kubernetes;
 pub mod pki;
 pub mod sysdig;
+pub mod wire;
 
 pub use adapter::Adapter;
 pub use client::{Client, Connection, Response};
@@ -29,6 +30,8 @@ pub use kubernetes::{HPA, Kubernetes};
 pub use pki::{Ca, Leaf, LeafOptions};
 pub use sysdig::{Series, Sysdig, World};
 
+/// What the walk-through scales on.
+pub const METRIC: &str = "net.http.request.count";
 pub const CLUSTER: &str = "demo";
 pub const TOKEN: &str = "test-token";
 /// The groups of the HPA's user.
@@ -38,7 +41,8 @@ pub const HPA_GROUPS: [&str; 3] =
 /// Where the adapter keeps its certificate, as the manifests ship it: empty.
 pub const CERTIFICATE_SECRET: &str = "/api/v1/namespaces/custom-metrics/secrets/custom-metrics-apiserver-certificate";
 
-const FRONT_PROXY: &str = "front-proxy-client";
+/// The common name of the aggregator's certificate.
+pub const FRONT_PROXY: &str = "front-proxy-client";
 
 /// A cluster and a Sysdig account with `kuard` in namespace `default`: 3 pods, 50 requests each.
 pub struct Stage {
@@ -57,7 +61,7 @@ impl Stage {
             front_proxy_ca: Ca::new("front-proxy-ca"),
             dir: TempDir::new(),
         };
-        stage.deployment("default", "kuard", 3, &[("net.http.request.count", 50.0)]);
+        stage.deployment("default", "kuard", 3, &[(METRIC, 50.0)]);
         stage.kubernetes.requestheader(&stage.front_proxy_ca.pem(), &[FRONT_PROXY]);
         stage.kubernetes.write_service_account(stage.dir.path());
         stage.kubernetes.object(CERTIFICATE_SECRET, json!({ "type": "Opaque" }));
