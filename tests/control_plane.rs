@@ -25,6 +25,9 @@ use support::{Ca, Client, FRONT_PROXY, HPA, HPA_GROUPS, LeafOptions, METRIC};
 const READ: &str = "/apis/custom.metrics.k8s.io/v1beta1/namespaces/default/services/kuard/net.http.request.count";
 const TOKEN: &str = "test-token";
 
+/// The ConfigMap that says whose certificate speaks for users.
+const TRUST: &str = "extension-apiserver-authentication";
+
 /// What the walk-through shows for `kubectl apply -f 01-sysdig-metrics-rbac.yml`, in its order.
 const WALK_THROUGH_OBJECTS: [&str; 10] = [
     "namespace/custom-metrics created",
@@ -385,8 +388,11 @@ impl Stage {
             let reading = scope.spawn(|| {
                 let (mut answered, mut failed) = (0, Vec::new());
                 while !end.load(Ordering::Relaxed) {
-                    let response = reader.get(READ);
-                    if response.status == 200 { answered += 1 } else { failed.push(response.text()) }
+                    match reader.try_request("GET", READ, &[]) {
+                        Ok(response) if response.status == 200 => answered += 1,
+                        Ok(response) => failed.push(response.text()),
+                        Err(error) => failed.push(error.to_string()),
+                    }
                 }
                 (answered, failed)
             });
@@ -398,7 +404,7 @@ impl Stage {
             end.store(true, Ordering::Relaxed);
             let (answered, failed) = reading.join().unwrap();
             rotated.unwrap_or_else(|cause| panic::resume_unwind(cause));
-            assert!(failed.is_empty(), "{} of {answered} reads failed: {}", failed.len(), failed[0]);
+            assert!(failed.is_empty(), "{} failed beside {answered}: {}", failed.len(), failed[0]);
             eprintln!("  {answered} reads through the API server meanwhile, none failed");
         });
     }
@@ -416,7 +422,7 @@ impl Stage {
         let (old, new) = (&plane.front_proxy_ca, Ca::new("next-front-proxy-ca"));
         let published = |what: &str, ca: &str| {
             plane.until(what, || {
-                let map = ["get", "configmap", "extension-apiserver-authentication", "-n", "kube-system", "-o", "json"];
+                let map = ["get", "configmap", TRUST, "-n", "kube-system", "-o", "json"];
                 let map = plane.json(&map);
                 map["data"]["requestheader-client-ca-file"].as_str().is_some_and(|it| it.trim() == ca.trim())
             });
@@ -438,6 +444,9 @@ impl Stage {
         // It does not say when each of its proxies has taken it.
         std::thread::sleep(Duration::from_secs(3));
         replace(&file.join("front-proxy-ca.crt"), new.pem());
+        // The API server itself adds to the ConfigMap and takes nothing away.
+        let patch = json!({ "data": { "requestheader-client-ca-file": new.pem() } }).to_string();
+        plane.run(&["patch", "configmap", TRUST, "-n", "kube-system", "--type=merge", "-p", &patch]);
         published("only the new front-proxy authority is published", &new.pem());
         plane.until("the old front-proxy authority is not trusted any more", || !trusted(old) && trusted(&new));
         self.plane.front_proxy_ca = new;

@@ -108,8 +108,9 @@ impl Client {
                 .expect("key and certificate belong together"),
         };
         config.resumption = Resumption::disabled();
-        // As the aggregator offers them.
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // As the aggregator offers them; a server that is verified may be another one, which speaks h2.
+        let offered: &[&[u8]] = if ca_pem.is_none() { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+        config.alpn_protocols = offered.iter().map(|name| name.to_vec()).collect();
         Self { port, server_name: server_name.to_owned(), config: Arc::new(config) }
     }
 }

@@ -230,11 +230,11 @@ impl ControlPlane {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Waits until `condition` holds; fails after a minute.
+    /// Waits until `condition` holds; fails after a minute and a half.
     #[expect(clippy::print_stderr, reason = "the steps are shown to who runs this by hand")]
     pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let started = Instant::now();
-        assert!(poll(Duration::from_secs(60), || condition().then_some(())).is_some(), "{what}: not within a minute");
+        assert!(poll(Duration::from_secs(90), || condition().then_some(())).is_some(), "{what}: not within 90 s");
         eprintln!("  {what}: after {:.1} s", started.elapsed().as_secs_f64());
     }
 
