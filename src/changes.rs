@@ -36,7 +36,7 @@ impl Changes {
             }
             None => {
                 let failures = std::mem::take(&mut state.failures);
-                before.map(|_| (log::Level::Info, format!("{thing}: works again after {failures} failures")))
+                before.map(|_| (log::Level::Info, format!("{thing}: works again (failures: {failures})")))
             }
         }
     }
@@ -62,7 +62,7 @@ mod tests {
             None,
             Some("Sysdig: backend-rate-limited: slow down".to_owned()),
             None,
-            Some("Sysdig: works again after 4 failures".to_owned()),
+            Some("Sysdig: works again (failures: 4)".to_owned()),
             None,
         ];
         assert_eq!(lines, expected);

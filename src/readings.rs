@@ -101,9 +101,10 @@ impl Readings {
         Ok(collected)
     }
 
-    /// A mistake in the question is the caller's affair and no state of who was asked.
+    /// A mistake in the question is the caller's affair and no state of who was asked. That Sysdig
+    /// refuses every question, because it is none, shows in the metric catalogue.
     fn noted<T>(&self, asked: &'static str, result: Result<T>) -> Result<T> {
-        let callers = [Reason::ObjectNotFound, Reason::Ambiguous, Reason::InvalidRequest];
+        let callers = [Reason::ObjectNotFound, Reason::Ambiguous, Reason::InvalidRequest, Reason::BackendRejected];
         if result.as_ref().err().is_none_or(|error| !callers.contains(&error.reason)) {
             self.changes.note(asked, &result);
         }

@@ -721,8 +721,13 @@ fn every_failure_of_sysdig_has_its_word_and_one_line_of_log_and_ends_with_it() {
         if let Fault::StatusWithRetryAfter(_, seconds) = fault {
             assert_eq!(response.json()["details"]["retryAfterSeconds"], seconds);
         }
+        if expected.1 == "backend-rejected" {
+            // Of one question, and no state of Sysdig; other autoscalers may read well meanwhile.
+            assert_eq!(account.lines().len(), before, "{fault:?}: {:#?}", account.lines());
+            continue;
+        }
         eventually("the recovery is logged", SOON, || {
-            account.lines().last().is_some_and(|line| line.contains("Sysdig: works again after 1 failures"))
+            account.lines().last().is_some_and(|line| line.contains("Sysdig: works again (failures: 1)"))
         });
         let lines = account.lines();
         assert_eq!(lines.len(), before + 2, "{fault:?}: {lines:#?}");
@@ -737,7 +742,7 @@ fn every_failure_of_sysdig_has_its_word_and_one_line_of_log_and_ends_with_it() {
     account.setup.sysdig.heal();
     let name = account.object();
     assert_eq!(value(&account.read(&name)), Ok("50".to_owned()));
-    account.setup.adapter.wait_log("Sysdig: works again after 10 failures");
+    account.setup.adapter.wait_log("Sysdig: works again (failures: 10)");
     assert_eq!(account.lines().len(), before + 2, "{:#?}", account.lines());
     bounded(&account.setup);
 }

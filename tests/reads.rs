@@ -276,7 +276,7 @@ fn one_outage_is_two_lines_of_log() {
     }
     setup.sysdig.heal();
     assert_eq!(setup.read(&path).status, 200);
-    setup.adapter.wait_log("Sysdig: works again after 5 failures");
+    setup.adapter.wait_log("Sysdig: works again (failures: 5)");
     let log = setup.adapter.log();
     assert_eq!(log.lines().filter(|line| line.contains("Sysdig: backend-error")).count(), 1, "{log}");
 }
