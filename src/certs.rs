@@ -121,7 +121,7 @@ impl Keeper {
         vec![svc, local, base, self.service.clone(), "localhost".to_owned()]
     }
 
-    /// Makes our APIServices trust `authority`; true if one of them had to be changed.
+    /// Makes our APIServices trust `authority`; true if one of them had to be changed that trusted another.
     fn publish(&self, authority: &str) -> Result<bool, Error> {
         let results = VERSIONS.map(|version| self.publish_one(&format!("{version}.{GROUP}"), authority));
         let changed = results.contains(&Ok(true));
@@ -132,11 +132,12 @@ impl Keeper {
         let path = format!("/apis/apiregistration.k8s.io/v1/apiservices/{name}");
         let what = format!("APIService {name}");
         let read = || self.kube.call(Method::GET, &path, JSON, None, &what);
-        let Some(bundle) = self.bundle(&read()?, name, authority)? else { return Ok(false) };
+        let before = read()?;
+        let Some(bundle) = self.bundle(&before, name, authority)? else { return Ok(false) };
         let patch = json!({ "spec": { "caBundle": base64(bundle.as_bytes()) } });
         self.kube.call(Method::PATCH, &path, JSON, Some(&patch), &what)?;
         match self.bundle(&read()?, name, authority)? {
-            None => Ok(true),
+            None => Ok(before.pointer("/spec/caBundle").is_some()),
             Some(_) => Err(broken(format!("{what} does not keep its caBundle"))),
         }
     }

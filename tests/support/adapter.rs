@@ -113,6 +113,11 @@ impl Adapter {
         self.status_number("VmRSS:").expect("a running process has memory")
     }
 
+    /// The most resident memory there ever was.
+    pub fn peak_kib(&self) -> u64 {
+        self.status_number("VmHWM:").expect("a running process has memory")
+    }
+
     pub fn threads(&self) -> u64 {
         self.status_number("Threads:").expect("a running process has threads")
     }
