@@ -84,14 +84,15 @@ impl<'a> Head<'a> {
     }
 
     fn write_identity(&self, identity: &IdentityHeaders, out: &mut String) {
-        let first = |names: &[String]| names.iter().find_map(|name| self.values(name).find(|value| !value.is_empty()));
+        let first =
+            |names: &[String]| names.iter().find_map(|name| self.values(name).next().filter(|value| !value.is_empty()));
         if let Some(user) = first(&identity.username) {
             let _ = write!(out, "X-Remote-User: {}\r\n", encode(user));
         }
         if let Some(uid) = first(&identity.uid) {
             let _ = write!(out, "X-Remote-Uid: {}\r\n", encode(uid));
         }
-        for value in identity.group.iter().flat_map(|name| self.values(name)) {
+        for value in identity.group.iter().flat_map(|name| self.values(name)).filter(|value| !value.is_empty()) {
             let _ = write!(out, "X-Remote-Group: {}\r\n", encode(value));
         }
         for (name, value) in &self.headers {

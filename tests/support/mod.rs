@@ -23,7 +23,7 @@ pub mod sysdig;
 pub mod wire;
 
 pub use adapter::Adapter;
-pub use client::{Client, Connection, Response};
+pub use client::{Client, Connection, Identity, Response};
 pub use clock::{eventually, poll, unix_now};
 pub use dir::TempDir;
 pub use kubernetes::{HPA, Kubernetes};
