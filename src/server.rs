@@ -117,10 +117,10 @@ fn asked(class: Class, request: &Request) -> Asked {
     };
     for header in request.headers() {
         let name = header.field.as_str().as_str().to_ascii_lowercase();
-        let key = name.strip_prefix("x-remote-extra-").and_then(decoded);
-        if let (Some(key), Some(value)) = (key, decoded(header.value.as_str())) {
-            user.extra.entry(key).or_default().push(value);
-        }
+        let Some(key) = name.strip_prefix("x-remote-extra-") else { continue };
+        // As at the API server, a key that is no encoding stands for itself.
+        let values = user.extra.entry(decoded(key).unwrap_or_else(|| key.to_owned())).or_default();
+        values.extend(decoded(header.value.as_str()));
     }
     Asked {
         class,

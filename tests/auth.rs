@@ -375,8 +375,8 @@ fn a_token_of_a_megabyte_costs_nothing_but_its_answer() {
     for _ in 0..20 {
         let mut connection = court.anonymous().connect();
         let _ = connection.try_send_raw(format!("GET {READ} HTTP/1.1\r\nHost: a\r\nAuthorization: {token}\r\n\r\n"));
-        // The rest of what was sent may cut the answer off.
-        assert!(connection.try_read_response().is_ok_and(|it| it.status == 431));
+        // Where the rest of what was sent comes after the end of the connection, it cuts the answer off.
+        assert!(connection.try_read_response().map_or(true, |it| it.status == 431));
         let response = court.setup.client.request("GET", READ, &[("X-Remote-User", "u"), ("Authorization", &token)]);
         assert_eq!(response.status, 431, "{}", response.text());
     }
