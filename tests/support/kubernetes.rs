@@ -55,7 +55,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    token: String,
+    /// Of the service account: the newest last, which is what lies in the files.
+    tokens: Vec<String>,
     users: BTreeMap<String, Value>,
     /// By path prefix.
     faults: BTreeMap<String, Fault>,
@@ -70,7 +71,7 @@ impl Kubernetes {
         let leaf = ca.issue_server(&["kubernetes.default.svc", "localhost", "127.0.0.1"]);
         let shared = Arc::new(Shared {
             store: Mutex::default(),
-            state: Mutex::new(State { token: "service-account-token".to_owned(), ..State::default() }),
+            state: Mutex::new(State { tokens: vec!["service-account-token".to_owned()], ..State::default() }),
             authorizer: Mutex::new(reviews::default_authorizer()),
         });
         let server = HttpServer::start(Some(rustls_server_config(&leaf)), {
@@ -94,14 +95,20 @@ impl Kubernetes {
 
     /// Writes `token`, `ca.crt` and `namespace` as kubelet mounts them.
     pub fn write_service_account(&self, dir: &Path) {
-        replace(&dir.join("token"), lock(&self.shared.state).token.as_bytes());
+        let token = lock(&self.shared.state).tokens.last().cloned().unwrap_or_default();
+        replace(&dir.join("token"), token);
         replace(&dir.join("ca.crt"), self.ca.pem());
         replace(&dir.join("namespace"), NAMESPACE);
     }
 
     /// From now on this is the one service account token that is accepted.
     pub fn set_token(&self, token: &str) {
-        token.clone_into(&mut lock(&self.shared.state).token);
+        lock(&self.shared.state).tokens = vec![token.to_owned()];
+    }
+
+    /// This service account token is accepted beside the others, as in a rotation.
+    pub fn accept_too(&self, token: &str) {
+        lock(&self.shared.state).tokens.push(token.to_owned());
     }
 
     /// All objects. Changes made here keep their resourceVersion, other than through [`Self::object`].
@@ -263,12 +270,13 @@ impl Shared {
     }
 
     fn handle(&self, request: &Request) -> Reply {
-        let (expected, is_forbidden) = {
+        let (is_known, is_forbidden) = {
             let state = lock(&self.state);
+            let token = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
             let is_forbidden = state.forbidden.iter().any(|prefix| request.path.starts_with(prefix.as_str()));
-            (format!("Bearer {}", state.token), is_forbidden)
+            (state.tokens.iter().any(|known| Some(known.as_str()) == token), is_forbidden)
         };
-        if request.header("authorization") != Some(&expected) {
+        if !is_known {
             return Reply::json(401, &status(401, "Unauthorized", "Unauthorized"));
         }
         let Some(path) = ApiPath::parse(request.route()) else {
