@@ -1,0 +1,75 @@
+//! Answers of the Kubernetes API, over TLS: they are understood or refused in one readable line.
+#![no_main]
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use std::sync::{Arc, LazyLock, Mutex};
+
+use libfuzzer_sys::fuzz_target;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use serde_json::Value;
+use support::http::{HttpServer, Reply, lock};
+use support::pki::rustls_server_config;
+use support::{Ca, TempDir};
+use sysdig_metrics_adapter::config::Config;
+use sysdig_metrics_adapter::error::Error;
+use sysdig_metrics_adapter::kube::Kube;
+use sysdig_metrics_adapter::requestheader::RequestHeader;
+use sysdig_metrics_adapter::route::Resource;
+
+const TOKEN: &str = "0b5c7e1d-secret";
+
+type Answer = Arc<Mutex<(u16, Vec<u8>)>>;
+
+struct Stage {
+    answer: Answer,
+    kube: Kube,
+    _server: HttpServer,
+    _dir: TempDir,
+}
+
+static STAGE: LazyLock<Stage> = LazyLock::new(|| {
+    let answer = Answer::default();
+    let given = Arc::clone(&answer);
+    let (ca, dir) = (Ca::new("kubernetes"), TempDir::new());
+    let server = HttpServer::start(Some(rustls_server_config(&ca.issue_server(&["127.0.0.1"]))), move |_| {
+        let (status, body) = lock(&given).clone();
+        Reply::typed(status, "application/json", body)
+    });
+    dir.write("token", TOKEN);
+    dir.write("ca.crt", ca.pem());
+    let (port, folder) = (server.port().to_string(), dir.path().display().to_string());
+    let config = Config::read(|name| match name {
+        "KUBERNETES_SERVICE_HOST" => Some(Ok("127.0.0.1".to_owned())),
+        "KUBERNETES_SERVICE_PORT" => Some(Ok(port.clone())),
+        "SERVICE_ACCOUNT_DIR" => Some(Ok(folder.clone())),
+        _ => None,
+    });
+    Stage { answer, kube: Kube::new(&config.expect("the settings are right")), _server: server, _dir: dir }
+});
+
+fn readable<T>(result: &Result<T, Error>) {
+    if let Err(error) = result {
+        assert!(!error.message.chars().any(char::is_control), "{:?}", error.message);
+        assert!(!error.message.contains(TOKEN), "{}", error.message);
+        assert!(error.message.len() < 3000, "{}", error.message.len());
+    }
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((first, body)) = bytes.split_first() else { return };
+    let status = [200, 200, 200, 200, 200, 201, 401, 403, 404, 409, 429, 500, 503, 302, 204, 206][usize::from(first % 16)];
+    *lock(&STAGE.answer) = (status, body.to_vec());
+    for resource in [Resource::SERVICES, Resource::PODS, Resource::DEPLOYMENTS] {
+        let ready = STAGE.kube.ready_pods(&resource, "default", "kuard");
+        readable(&ready);
+        assert!(ready.is_err() || matches!(status, 200 | 201));
+    }
+    readable(&STAGE.kube.request_header());
+    if let Ok(Ok(config)) = serde_json::from_slice::<Value>(body).as_ref().map(RequestHeader::parse) {
+        assert!(!config.headers.username.is_empty());
+        assert!(config.judge(&[], UnixTime::now()).is_err());
+        assert!(config.judge(&[CertificateDer::from(body)], UnixTime::now()).is_err(), "JSON is no certificate");
+    }
+});
