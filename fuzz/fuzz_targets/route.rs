@@ -22,7 +22,6 @@ fuzz_target!(|text: &str| {
         Err(error) => {
             assert!(!error.message.chars().any(char::is_control), "{:?}", error.message);
             assert!(error.message.len() < 2000, "{}", error.message.len());
-            assert!((400..500).contains(&error.response().status));
         }
     }
     let encoded: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
