@@ -6,7 +6,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::quantity::Quantity;
-use crate::route::{GROUP, Read, Resource};
+use crate::route::{AGGREGATION, AVERAGE, GROUP, Read, Resource};
+use crate::sysdig::WINDOW;
 use crate::timestamp::rfc3339;
 
 const JSON: &str = "application/json";
@@ -39,34 +40,24 @@ impl Response {
     }
 }
 
-/// A value with the time it stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Value {
-    /// The number.
-    pub quantity: Quantity,
-    /// Unix seconds: the end of the window of samples that the number sums up.
-    pub timestamp: u64,
-    /// Length of that window in seconds.
-    pub window_seconds: u64,
-}
-
 /// The answer to a read: one value of one object, its fields in the order of the walk-through.
-pub fn metric_value_list(read: &Read, value: Value) -> Response {
+/// `end` in Unix seconds is the end of the window of samples that the value sums up.
+pub fn metric_value_list(read: &Read, quantity: Quantity, end: u64) -> Response {
     let Resource { kind, api_version, .. } = *read.described;
-    let (version, metric, quantity) = (read.version, json!(read.metric), value.quantity);
+    let (version, metric) = (read.version, json!(read.metric));
+    let selector = (read.aggregation != AVERAGE).then(|| json!({ "matchLabels": { AGGREGATION: read.aggregation } }));
     let namespace = match *read.described {
         Resource::NAMESPACES => String::new(),
         _ => format!(r#""namespace":{},"#, json!(read.namespace)),
     };
     let metric = match version {
         "v1beta1" => format!(r#""metricName":{metric}"#),
-        _ => format!(r#""metric":{{"name":{metric},"selector":null}}"#),
+        _ => format!(r#""metric":{{"name":{metric},"selector":{}}}"#, json!(selector)),
     };
-    let (name, link, timestamp) = (json!(read.name), json!(read.path), rfc3339(value.timestamp));
+    let (name, link, timestamp) = (json!(read.name), json!(read.path), rfc3339(end));
     let object = format!(r#"{{"kind":"{kind}",{namespace}"name":{name},"apiVersion":"{api_version}"}}"#);
-    let window = value.window_seconds;
     let item = format!(
-        r#"{{"describedObject":{object},{metric},"timestamp":"{timestamp}","windowSeconds":{window},"value":"{quantity}"}}"#
+        r#"{{"describedObject":{object},{metric},"timestamp":"{timestamp}","windowSeconds":{WINDOW},"value":"{quantity}"}}"#
     );
     let list = format!(
         r#"{{"kind":"MetricValueList","apiVersion":"{GROUP}/{version}","metadata":{{"selfLink":{link}}},"items":[{item}]}}"#
@@ -81,8 +72,8 @@ mod tests {
 
     fn answer(target: &str) -> serde_json::Value {
         let Ok(Route::Read(read)) = route("GET", target) else { panic!("{target}") };
-        let value = Value { quantity: Quantity::parse("6.75").unwrap(), timestamp: 1_562_514_927, window_seconds: 60 };
-        serde_json::from_slice(&metric_value_list(&read, value).body).unwrap()
+        let quantity = Quantity::parse("6.75").unwrap();
+        serde_json::from_slice(&metric_value_list(&read, quantity, 1_562_514_927).body).unwrap()
     }
 
     #[test]
@@ -110,6 +101,9 @@ mod tests {
         assert_eq!(item["metric"], json!({ "name": "m", "selector": null }));
         assert_eq!(item["describedObject"]["apiVersion"], "apps/v1");
         assert!(item.get("metricName").is_none());
+        let item = &answer(&format!("{path}?metricLabelSelector=sysdig/group-aggregation=sum"))["items"][0];
+        let selector = json!({ "matchLabels": { "sysdig/group-aggregation": "sum" } });
+        assert_eq!(item["metric"], json!({ "name": "m", "selector": selector }));
     }
 
     #[test]

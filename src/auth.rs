@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use ureq::http::Method;
 use crate::error::{Error, refusal};
 use crate::handler::{Stop, WAIT};
 use crate::kube::Kube;
+use crate::lock;
 use crate::route::{GROUP, Read, Resource, Route};
 use crate::tls::sha256;
 
@@ -160,10 +161,6 @@ pub fn unauthenticated() -> Error {
         Unauthenticated,
         "Unauthorized: ask through the Kubernetes API server (kubectl get --raw /apis/{GROUP}) or with a bearer token"
     )
-}
-
-fn lock<T>(memory: &Memory<T>) -> MutexGuard<'_, HashMap<Digest, Remembered<T>>> {
-    memory.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn remember<T>(memory: &Memory<T>, digest: Digest, known: T, now: Instant, lifetime: Duration) {

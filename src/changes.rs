@@ -1,9 +1,10 @@
 //! Says in the log what changed, and only that: an outage is one line when it starts and one when it ends.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use crate::error::{Error, Reason};
+use crate::lock;
 
 /// The last known state of each thing that can fail.
 #[derive(Debug, Default)]
@@ -24,7 +25,7 @@ impl Changes {
     }
 
     fn change(&self, thing: &'static str, error: Option<&Error>) -> Option<(log::Level, String)> {
-        let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut states = lock(&self.0);
         let state = states.entry(thing).or_default();
         let before = state.failing;
         state.failing = error.map(|error| error.reason);

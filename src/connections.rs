@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
+
+use crate::lock;
 
 /// How long a new connection waits for the end of one that was closed for it.
 const ENDING: Duration = Duration::from_secs(1);
@@ -50,7 +52,7 @@ impl Connections {
     /// the new one, so that neither the aggregator nor a kubelet can be kept out by silent peers;
     /// None if every place is held by a verified peer, or too many that were closed do not end.
     pub fn admit(self: &Arc<Self>, stream: &Arc<TcpStream>) -> Option<Ticket> {
-        let mut live = self.lock();
+        let mut live = lock(&self.live);
         if live.entries.len() >= self.capacity {
             let oldest = *live.entries.iter().find(|(_, entry)| !entry.verified)?.0;
             if let Some(entry) = live.entries.remove(&oldest) {
@@ -73,13 +75,13 @@ impl Connections {
 
     /// Whether places are scarce, such that nobody unknown should hold one for long.
     pub fn crowded(&self) -> bool {
-        self.lock().tickets > self.places / 4
+        lock(&self.live).tickets > self.places / 4
     }
 
     /// Closes what waits for a request, and waits up to `patience` for what is being answered.
     /// True if no connection is left.
     pub fn close_idle(&self, patience: Duration) -> bool {
-        let live = self.lock();
+        let live = lock(&self.live);
         for entry in live.entries.values().filter(|entry| !entry.busy) {
             let _ = entry.stream.shutdown(Shutdown::Read);
         }
@@ -89,16 +91,12 @@ impl Connections {
             .unwrap_or_else(PoisonError::into_inner);
         live.entries.is_empty()
     }
-
-    fn lock(&self) -> MutexGuard<'_, Live> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Ticket {
     /// Notes whether the peer proved who it is, and whether a request of it is being worked on.
     pub fn set(&self, verified: bool, busy: bool) {
-        if let Some(entry) = self.connections.lock().entries.get_mut(&self.id) {
+        if let Some(entry) = lock(&self.connections.live).entries.get_mut(&self.id) {
             entry.verified = verified;
             entry.busy = busy;
         }
@@ -107,7 +105,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut live = self.connections.lock();
+        let mut live = lock(&self.connections.live);
         live.entries.remove(&self.id);
         live.tickets -= 1;
         drop(live);

@@ -47,14 +47,16 @@ impl<'a> Head<'a> {
     /// Errors: A refusal, after which the connection cannot be used any more: where the next request would
     /// start is not known, or the sender is not a plain HTTP client.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
-        let text = bytes.strip_suffix(b"\r\n\r\n").ok_or_else(|| invalid("the request head is incomplete"))?;
+        let text = bytes
+            .strip_suffix(b"\r\n\r\n")
+            .ok_or_else(|| refusal!(InvalidRequest, "the request head is incomplete"))?;
         // A line that LF alone ends is not split off, and refused for holding a control character.
         let mut lines =
             text.split_inclusive(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r\n").unwrap_or(line));
         let (method, target, version) = request_line(lines.next().unwrap_or_default())?;
         let headers = lines
             .take(MOST_HEADERS + 1)
-            .map(|line| header(line).ok_or_else(|| invalid("a header line is malformed")))
+            .map(|line| header(line).ok_or_else(|| refusal!(InvalidRequest, "a header line is malformed")))
             .collect::<Result<Vec<_>, _>>()?;
         if headers.len() > MOST_HEADERS {
             return Err(refusal!(HeadTooLarge, "more than {MOST_HEADERS} headers"));
@@ -109,8 +111,8 @@ impl<'a> Head<'a> {
     fn check_host(&self, version: u8) -> Result<(), Error> {
         match (self.values("host").count(), version) {
             (1, _) | (0, 0) => Ok(()),
-            (0, _) => Err(invalid("the Host header is missing")),
-            _ => Err(invalid("more than one Host header")),
+            (0, _) => Err(refusal!(InvalidRequest, "the Host header is missing")),
+            _ => Err(refusal!(InvalidRequest, "more than one Host header")),
         }
     }
 
@@ -120,7 +122,7 @@ impl<'a> Head<'a> {
             return Ok(());
         }
         if matches!(self.method, "GET" | "HEAD") {
-            return Err(invalid("a request body (Content-Length, Transfer-Encoding) is not accepted"));
+            return Err(refusal!(InvalidRequest, "a request body (Content-Length, Transfer-Encoding) is not accepted"));
         }
         Err(refusal!(MethodNotAllowed, "{} is not allowed: metrics are read-only, use GET", quoted(self.method)))
     }
@@ -131,7 +133,7 @@ impl<'a> Head<'a> {
             options.extend(String::from_utf8_lossy(value).split(',').map(|o| o.trim().to_ascii_lowercase()));
         }
         if options.iter().any(|option| option == "upgrade") || self.values("upgrade").next().is_some() {
-            return Err(invalid("Upgrade is not accepted: plain HTTP/1.1 over TLS is served"));
+            return Err(refusal!(InvalidRequest, "Upgrade is not accepted: plain HTTP/1.1 over TLS is served"));
         }
         if options.iter().any(|option| option == "close") {
             self.keep_alive = false;
@@ -141,7 +143,7 @@ impl<'a> Head<'a> {
 }
 
 fn request_line(line: &[u8]) -> Result<(&str, &str, u8), Error> {
-    let malformed = || invalid("the request line is malformed");
+    let malformed = || refusal!(InvalidRequest, "the request line is malformed");
     let line = ascii(line).ok_or_else(malformed)?;
     let mut words = line.split(' ');
     let (Some(method), Some(target), Some(version), None) = (words.next(), words.next(), words.next(), words.next())
@@ -190,10 +192,6 @@ fn encode(value: &[u8]) -> String {
         }
     }
     out
-}
-
-fn invalid(message: &str) -> Error {
-    refusal!(InvalidRequest, "{message}")
 }
 
 #[cfg(test)]

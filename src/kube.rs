@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -14,6 +14,7 @@ use ureq::http::{Method, Request};
 
 use crate::config::{Config, Secret};
 use crate::error::{Error, Reason, Result, quoted, refusal};
+use crate::lock;
 use crate::requestheader::RequestHeader;
 use crate::route::Resource;
 use crate::tls::{Roots, agent, certificates, explain};
@@ -145,7 +146,7 @@ impl Kube {
     /// The client for the CA of this moment.
     fn agent(&self) -> Result<Agent> {
         let ca = self.file("ca.crt")?;
-        let mut cached = self.agent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = lock(&self.agent);
         if let Some((known, agent)) = cached.as_ref()
             && *known == ca
         {

@@ -32,3 +32,8 @@ pub mod server;
 pub mod sysdig;
 pub mod timestamp;
 pub mod tls;
+
+/// Takes a lock. What a thread that panicked leaves behind is usable: no change here needs two steps.
+pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -4,14 +4,14 @@
 //! zero without proof.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::api::Value;
 use crate::changes::Changes;
 use crate::config::Config;
 use crate::error::{Error, Reason, Result, refusal};
 use crate::kube::Kube;
+use crate::lock;
 use crate::quantity::Quantity;
 use crate::route::{Read, Resource};
 use crate::sysdig::{Label, Row, Sysdig, WINDOW};
@@ -41,13 +41,13 @@ impl Readings {
         Self { kube, sysdig, changes, max_age: config.max_age, collected: Mutex::default() }
     }
 
-    /// The value that a question asks for at `now`, in Unix seconds.
+    /// The value that a question asks for at `now`, and the end of the window it sums up, both in Unix seconds.
     /// Errors: There is none that could be trusted; the reason says why.
-    pub fn read(&self, read: &Read, now: u64) -> Result<Value> {
+    pub fn read(&self, read: &Read, now: u64) -> Result<(Quantity, u64)> {
         self.sysdig.check_configured()?;
         self.noted(KUBERNETES, self.kube.check_object(read.resource, &read.namespace, &read.object))?;
         let labels = labels(read);
-        let row = self.noted(SYSDIG, self.sysdig.row(&read.metric, &labels, now))?;
+        let row = self.noted(SYSDIG, self.sysdig.row(&read.metric, read.aggregation, &labels, now))?;
         let row = row.ok_or_else(|| unknown_object(read))?;
         check_age(read, &row, now, self.max_age)?;
         let quantity = match row.value {
@@ -55,7 +55,7 @@ impl Readings {
             Some(Err(reason)) => return Err(unfit(read, reason)),
             None => self.proved_zero(read, &labels, now)?,
         };
-        Ok(Value { quantity, timestamp: row.end, window_seconds: WINDOW })
+        Ok((quantity, row.end))
     }
 
     /// Silence means idleness only if Sysdig sees every Ready pod of the object, and if this metric
@@ -85,7 +85,7 @@ impl Readings {
     }
 
     fn is_collected(&self, metric: &str, now: u64) -> Result<bool> {
-        let known = self.collected.lock().unwrap_or_else(PoisonError::into_inner).get(metric).copied();
+        let known = lock(&self.collected).get(metric).copied();
         if let Some((collected, until)) = known
             && now < until
         {
@@ -93,7 +93,7 @@ impl Readings {
         }
         let collected = self.noted(SYSDIG, self.sysdig.is_collected(metric, now))?;
         let until = now + if collected { COLLECTED } else { NOT_COLLECTED };
-        let mut known = self.collected.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.collected);
         if known.len() >= MOST_METRICS {
             known.clear();
         }

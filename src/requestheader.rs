@@ -4,7 +4,7 @@
 //! certificate counts stands in ConfigMap kube-system/extension-apiserver-authentication.
 //! Source: <https://kubernetes.io/docs/tasks/extend-kubernetes/configure-aggregation-layer/>.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
@@ -12,6 +12,7 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use crate::der::common_name;
 use crate::head::IdentityHeaders;
+use crate::lock;
 use crate::tls::certificates;
 
 /// The configuration as it stands in the ConfigMap.
@@ -101,13 +102,13 @@ struct State {
 impl Trust {
     /// The configuration in force; None before the first successful read.
     pub fn current(&self) -> Option<Arc<RequestHeader>> {
-        self.lock().current.clone()
+        lock(&self.state).current.clone()
     }
 
     /// Asks for a read now and waits for it, at most `patience`: a certificate that is not known
     /// yet may be one of a rotation.
     pub fn refreshed(&self, patience: Duration) -> Option<Arc<RequestHeader>> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.wanted = true;
         self.changed.notify_all();
         let seen = state.reads;
@@ -123,7 +124,7 @@ impl Trust {
         loop {
             let started = Instant::now();
             let found = read();
-            let mut state = self.lock();
+            let mut state = lock(&self.state);
             if let Some(found) = found {
                 state.current = Some(Arc::new(found));
             }
@@ -132,14 +133,10 @@ impl Trust {
             self.changed.notify_all();
             drop(state);
             std::thread::sleep(SHORTEST.saturating_sub(started.elapsed()));
-            let state = self.lock();
+            let state = lock(&self.state);
             let period = if state.current.is_some() { PERIOD } else { SHORTEST };
             let _ = self.changed.wait_timeout_while(state, period, |state| !state.wanted);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,12 +4,18 @@
 //! <https://github.com/kubernetes/metrics/blob/master/pkg/apis/custom_metrics/v1beta2/types.go>,
 //! and of a Kubernetes API server's discovery and health.
 
-use crate::error::{Error, Reason, quoted, refusal};
+use crate::error::{Error, quoted, refusal};
 
 /// The API group served.
 pub const GROUP: &str = "custom.metrics.k8s.io";
 const LONGEST_TARGET: usize = 8 * 1024;
 pub(crate) const LONGEST_METRIC: usize = 253;
+const WORKLOADS: &str = "deployment, statefulset, daemonset, replicaset or job";
+
+/// Key of the metric selector that says how the values of an object's containers become one.
+pub const AGGREGATION: &str = "sysdig/group-aggregation";
+/// Without that selector: load per pod.
+pub const AVERAGE: &str = "avg";
 
 /// Its versions: what older autoscalers use, and what current ones prefer.
 pub const VERSIONS: [&str; 2] = ["v1beta1", "v1beta2"];
@@ -73,6 +79,8 @@ pub struct Read {
     pub object: String,
     /// The metric's id in Sysdig.
     pub metric: String,
+    /// How the values of the object's containers become one, in Sysdig's words: `avg` or `sum`.
+    pub aggregation: &'static str,
     /// The path asked for, without the query, for `selfLink`.
     pub path: String,
 }
@@ -127,7 +135,7 @@ impl Resource {
 /// Understands a request line. Errors name what is wrong and what is served.
 pub fn route(method: &str, target: &str) -> Result<Route, Error> {
     if target.len() > LONGEST_TARGET {
-        return Err(invalid(format!("the path and query are longer than {LONGEST_TARGET} bytes")));
+        return Err(refusal!(InvalidRequest, "the path and query are longer than {LONGEST_TARGET} bytes"));
     }
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let segments = segments(path)?;
@@ -163,23 +171,24 @@ fn read(version: &'static str, rest: &[&str], query: &Query, path: &str) -> Resu
         ["namespaces", namespace, resource, name, metric] => (*namespace, known_resource(resource)?, *name, *metric),
         ["namespaces"] | ["namespaces", _] | ["namespaces", _, _, _] => return Err(not_found(path)),
         _ => {
-            return Err(invalid(
-                "a metric is read at namespaces/NAMESPACE/RESOURCE/NAME/METRIC or namespaces/NAMESPACE/metrics/METRIC",
+            return Err(refusal!(
+                InvalidRequest,
+                "a metric is read at namespaces/NAMESPACE/RESOURCE/NAME/METRIC or namespaces/NAMESPACE/metrics/METRIC"
             ));
         }
     };
     query.check_read(name)?;
     check_name("namespace", namespace, 63)?;
-    check_metric(metric)?;
+    if !is_metric_id(metric) {
+        let what = quoted(metric);
+        return Err(refusal!(InvalidRequest, "{what} is not a metric id: letters, digits, and _ . : - only"));
+    }
     let (resource, object) = match name.split_once(';') {
         Some((workload, object)) if *described == Resource::SERVICES => {
-            let resource = Resource::parse_workload(workload).ok_or_else(|| {
-                invalid(format!(
-                    "{} is no workload type: services/TYPE;NAME takes deployment, statefulset, daemonset, replicaset or job",
-                    quoted(workload)
-                ))
-            })?;
-            (resource, object)
+            let what = quoted(workload);
+            let mistake =
+                || refusal!(InvalidRequest, "{what} is no workload type: services/TYPE;NAME takes {WORKLOADS}");
+            (Resource::parse_workload(workload).ok_or_else(mistake)?, object)
         }
         _ => (described, name),
     };
@@ -192,6 +201,7 @@ fn read(version: &'static str, rest: &[&str], query: &Query, path: &str) -> Resu
         resource,
         object: object.to_owned(),
         metric: metric.to_owned(),
+        aggregation: query.aggregation()?,
         path: path.to_owned(),
     })
 }
@@ -203,7 +213,7 @@ fn known_version(text: &str, path: &str) -> Result<&'static str, Error> {
 fn known_resource(text: &str) -> Result<&'static Resource, Error> {
     match Resource::parse(text) {
         Some(resource) if *resource == Resource::NAMESPACES => {
-            Err(invalid("metrics of a namespace are read at namespaces/NAMESPACE/metrics/METRIC"))
+            Err(refusal!(InvalidRequest, "metrics of a namespace are read at namespaces/NAMESPACE/metrics/METRIC"))
         }
         Some(resource) => Ok(resource),
         None => Err(refusal!(
@@ -221,7 +231,7 @@ fn check_name(what: &str, text: &str, longest: usize) -> Result<(), Error> {
     let fits = !text.is_empty()
         && text.len() <= longest
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.');
-    if fits { Ok(()) } else { Err(invalid(format!("{} is not a Kubernetes {what}", quoted(text)))) }
+    if fits { Ok(()) } else { Err(refusal!(InvalidRequest, "{} is not a Kubernetes {what}", quoted(text))) }
 }
 
 /// Whether a metric of this name can be asked for.
@@ -231,28 +241,13 @@ pub fn is_metric_id(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:-".contains(&b))
 }
 
-fn check_metric(text: &str) -> Result<(), Error> {
-    if is_metric_id(text) {
-        return Ok(());
-    }
-    Err(refusal!(
-        InvalidRequest,
-        "{} is not a metric id: letters, digits, and _ . : - only, such as net.http.request.count",
-        quoted(text)
-    ))
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Reason::InvalidRequest, message)
-}
-
 fn not_found(path: &str) -> Error {
     refusal!(NotFound, "nothing is served at {}; / lists what is", quoted(path))
 }
 
 /// The decoded segments of a path. One trailing slash is no segment.
 fn segments(path: &str) -> Result<Vec<String>, Error> {
-    let path = path.strip_prefix('/').ok_or_else(|| invalid("the path does not start with /"))?;
+    let path = path.strip_prefix('/').ok_or_else(|| refusal!(InvalidRequest, "the path does not start with /"))?;
     if path.is_empty() {
         return Ok(Vec::new());
     }
@@ -260,13 +255,15 @@ fn segments(path: &str) -> Result<Vec<String>, Error> {
     path.split('/')
         .map(|segment| {
             let text = percent_decode(segment, false)
-                .ok_or_else(|| invalid(format!("{} is not valid percent-encoding", quoted(segment))))?;
+                .ok_or_else(|| refusal!(InvalidRequest, "{} is not valid percent-encoding", quoted(segment)))?;
             match text.as_str() {
-                "" => Err(invalid("the path holds an empty segment")),
-                "." | ".." => Err(invalid("the path holds . or .. segments")),
-                _ if text.chars().any(|c| c == '/' || c.is_control()) => {
-                    Err(invalid(format!("the path holds a character that cannot be in a name: {}", quoted(&text))))
-                }
+                "" => Err(refusal!(InvalidRequest, "the path holds an empty segment")),
+                "." | ".." => Err(refusal!(InvalidRequest, "the path holds . or .. segments")),
+                _ if text.chars().any(|c| c == '/' || c.is_control()) => Err(refusal!(
+                    InvalidRequest,
+                    "the path holds a character that cannot be in a name: {}",
+                    quoted(&text)
+                )),
                 _ => Ok(text),
             }
         })
@@ -303,7 +300,7 @@ impl Query {
                 let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
                 match (percent_decode(key, true), percent_decode(value, true)) {
                     (Some(key), Some(value)) => Ok((key, value)),
-                    _ => Err(invalid(format!("{} in the query is not valid percent-encoding", quoted(pair)))),
+                    _ => Err(refusal!(InvalidRequest, "{} in the query is not valid percent-encoding", quoted(pair))),
                 }
             })
             .collect::<Result<_, _>>()
@@ -317,25 +314,36 @@ impl Query {
     /// What a read cannot honour is refused: an ignored selector would be another number than asked for.
     fn check_read(&self, name: &str) -> Result<(), Error> {
         if self.has("watch", |value| !matches!(value, "false" | "0")) {
-            return Err(invalid("metrics cannot be watched"));
+            return Err(refusal!(InvalidRequest, "metrics cannot be watched"));
         }
         if name == "*" || self.has("labelSelector", |value| !value.is_empty()) {
-            return Err(invalid(
-                "objects are read by name in this version: * and labelSelector (metrics of type Pods) are not served",
-            ));
-        }
-        if self.has("metricLabelSelector", |value| !value.is_empty()) {
-            return Err(invalid(
-                "metricLabelSelector (metric.selector in the HPA) is not served in this version: remove the selector",
+            return Err(refusal!(
+                InvalidRequest,
+                "objects are read by name in this version: * and labelSelector (metrics of type Pods) are not served"
             ));
         }
         Ok(())
+    }
+
+    /// Sysdig's group aggregation, as a selector of the metric (`metric.selector` in the HPA) asks for it.
+    fn aggregation(&self) -> Result<&'static str, Error> {
+        let selectors = self.0.iter().filter(|(key, value)| key == "metricLabelSelector" && !value.trim().is_empty());
+        let mut asked = selectors.map(|(_, value)| value.trim().strip_prefix(AGGREGATION));
+        match (asked.next(), asked.next()) {
+            (None | Some(Some("=avg")), None) => Ok(AVERAGE),
+            (Some(Some("=sum")), None) => Ok("sum"),
+            _ => Err(refusal!(
+                InvalidRequest,
+                "metricLabelSelector (metric.selector in the HPA) can only be {AGGREGATION}=sum or =avg in this version"
+            )),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Reason;
 
     fn read_of(target: &str) -> Result<Read, Error> {
         match route("GET", target)? {
@@ -401,6 +409,38 @@ mod tests {
             (read.resource, read.object.as_str(), read.namespace.as_str()),
             (&Resource::NAMESPACES, "shop", "shop")
         );
+    }
+
+    #[test]
+    fn a_selector_of_the_metric_says_how_pods_become_one_value_and_nothing_else() {
+        let read = |selectors: &str| {
+            let base = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/services/kuard/m";
+            read_of(&format!("{base}?{selectors}")).map(|read| read.aggregation).map_err(|error| error.reason)
+        };
+        let table = [
+            ("", Ok("avg")),
+            ("metricLabelSelector=", Ok("avg")),
+            ("metricLabelSelector=sysdig%2Fgroup-aggregation%3Davg", Ok("avg")),
+            ("metricLabelSelector=sysdig%2Fgroup-aggregation%3Dsum", Ok("sum")),
+            ("metricLabelSelector=sysdig/group-aggregation=sum&metricLabelSelector=", Ok("sum")),
+        ];
+        for (selectors, expected) in table {
+            assert_eq!(read(selectors), expected, "{selectors}");
+        }
+        for selector in [
+            "sysdig/group-aggregation=max",
+            "sysdig/group-aggregation=",
+            "sysdig/group-aggregation",
+            "!sysdig/group-aggregation",
+            "sysdig/group-aggregation!=sum",
+            "sysdig/group-aggregation=sum,a=b",
+            "a=b,sysdig/group-aggregation=sum",
+            "sysdig/group-aggregation=SUM",
+            "sysdig/group-aggregation=sum%27",
+            "sysdig/group-aggregation=sum&metricLabelSelector=sysdig/group-aggregation=avg",
+        ] {
+            assert_eq!(read(&format!("metricLabelSelector={selector}")), Err(Reason::InvalidRequest), "{selector}");
+        }
     }
 
     #[test]

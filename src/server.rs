@@ -7,7 +7,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{process, thread};
 
@@ -18,6 +18,7 @@ use crate::auth::User;
 use crate::config::Secret;
 use crate::error::refusal;
 use crate::handler::{Asked, Class, Handler};
+use crate::lock;
 use crate::route::percent_decode;
 
 const WORKERS: usize = 2;
@@ -85,7 +86,7 @@ fn dispatch(handler: &Handler, class: Class, request: Request, queue: &SyncSende
 
 /// Does one job; None when there will be no more.
 fn work(handler: &Handler, jobs: &Mutex<Receiver<Job>>) -> Option<()> {
-    let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()?;
+    let job = lock(jobs).recv().ok()?;
     let answer = if job.since.elapsed() > PATIENCE { None } else { guarded(|| handler.answer(&job.asked, true)) };
     respond(job.request, answer.unwrap_or_else(overloaded));
     Some(())

@@ -83,15 +83,16 @@ impl Sysdig {
         self.cluster().map(|_| ())
     }
 
-    /// The value of `metric` over the last full window for the object that `labels` name, averaged
-    /// over time and over the object's containers: load per pod. None if Sysdig knows no such object.
+    /// The value of `metric` over the last full window for the object that `labels` name, averaged over time
+    /// and, over the object's containers, averaged or summed (`avg`: load per pod, or `sum`). None if Sysdig
+    /// knows no such object.
     /// Errors: Sysdig failed, or its answer is not about this one object.
-    pub fn row(&self, metric: &str, labels: &[Label<'_>], now: u64) -> Result<Option<Row>, Error> {
+    pub fn row(&self, metric: &str, group: &str, labels: &[Label<'_>], now: u64) -> Result<Option<Row>, Error> {
         let end = window_end(now);
         let mut columns: Vec<Value> = labels.iter().map(|(id, _)| json!({ "id": id })).collect();
-        columns.push(average(metric));
+        columns.push(column(metric, group));
         if metric != COMPANION {
-            columns.push(json!({ "id": COMPANION, "aggregations": { "time": "avg", "group": "sum" } }));
+            columns.push(column(COMPANION, "sum"));
         }
         let rows = self.data(end.saturating_sub(WINDOW), end, &self.filter(labels)?, &columns, 1)?;
         let [row] = rows.as_slice() else {
@@ -117,7 +118,7 @@ impl Sysdig {
     /// How many pods of the object Sysdig saw in the window that [`Self::row`] sums up. Errors: Sysdig failed.
     pub fn pods(&self, labels: &[Label<'_>], now: u64) -> Result<u64, Error> {
         let end = window_end(now);
-        let columns = [json!({ "id": POD }), average(COMPANION)];
+        let columns = [json!({ "id": POD }), column(COMPANION, "avg")];
         let rows = self.data(end.saturating_sub(WINDOW), end, &self.filter(labels)?, &columns, MOST_PODS - 1)?;
         Ok(rows.iter().filter(|row| row.d.iter().all(|cell| !cell.is_null())).count() as u64)
     }
@@ -125,7 +126,7 @@ impl Sysdig {
     /// Whether anything in the cluster had a sample of `metric` within a day. Errors: Sysdig failed.
     pub fn is_collected(&self, metric: &str, now: u64) -> Result<bool, Error> {
         let end = window_end(now);
-        let rows = self.data(end.saturating_sub(DAY), end, &self.filter(&[])?, &[average(metric)], 0)?;
+        let rows = self.data(end.saturating_sub(DAY), end, &self.filter(&[])?, &[column(metric, "avg")], 0)?;
         Ok(rows.iter().any(|row| row.d.iter().any(|cell| !cell.is_null())))
     }
 
@@ -279,8 +280,8 @@ fn window_end(now: u64) -> u64 {
     now.saturating_sub(STEP) / STEP * STEP
 }
 
-fn average(metric: &str) -> Value {
-    json!({ "id": metric, "aggregations": { "time": "avg", "group": "avg" } })
+fn column(metric: &str, group: &str) -> Value {
+    json!({ "id": metric, "aggregations": { "time": "avg", "group": group } })
 }
 
 fn invalid_answer(why: &str) -> Error {

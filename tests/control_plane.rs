@@ -88,6 +88,23 @@ fn the_walk_through_and_the_failures_users_fear() {
     };
     step("an HPA on the legacy name", || stage.closed_loop(&described("Service", "v1", "deployment;kuard")));
     step("an HPA on the Deployment", || stage.closed_loop(&described("Deployment", "apps/v1", "kuard")));
+    let divided = json!({
+        "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+        "metadata": { "name": "kuard-autoscaler", "namespace": "default" },
+        "spec": {
+            "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": "kuard" },
+            "minReplicas": 3, "maxReplicas": 10,
+            "metrics": [{ "type": "Object", "object": {
+                "describedObject": { "kind": "Service", "apiVersion": "v1", "name": "kuard" },
+                "metric": {
+                    "name": METRIC,
+                    "selector": { "matchLabels": { "sysdig/group-aggregation": "sum" } },
+                },
+                "target": { "type": "AverageValue", "averageValue": "4" },
+            } }],
+        },
+    });
+    step("an HPA that divides a sum by itself", || stage.closed_loop(&divided.to_string()));
     step("what users fear", || stage.failures(&by_service));
     step("who may read", || stage.authorization());
     step("tokens, authorities and certificates change under load", || stage.rotations());

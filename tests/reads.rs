@@ -119,6 +119,29 @@ fn a_question_names_cluster_namespace_and_object_and_a_finished_window() {
 }
 
 #[test]
+fn a_sum_over_the_pods_is_what_an_average_value_divides() {
+    let setup = Setup::start(binary);
+    for (version, selector, expected) in [
+        ("v1beta1", "", "50"),
+        ("v1beta1", "?metricLabelSelector=sysdig%2Fgroup-aggregation%3Dsum", "150"),
+        ("v1beta2", "?metricLabelSelector=sysdig%2Fgroup-aggregation%3Dsum", "150"),
+        ("v1beta2", "?metricLabelSelector=sysdig%2Fgroup-aggregation%3Davg", "50"),
+    ] {
+        let base = BASE.replace("v1beta1", version);
+        for object in ["services/kuard", "deployments.apps/kuard", "services/deployment;kuard"] {
+            let response = setup.read(&format!("{base}/{object}/net.http.request.count{selector}"));
+            assert_eq!(value(&response), expected, "{version} {object} {selector}");
+        }
+    }
+    setup.deployment("default", "kuard", 3, &[]);
+    setup.deployment("default", "other", 1, &[("net.http.request.count", 1.0)]);
+    let idle = setup.read(&format!(
+        "{BASE}/services/kuard/net.http.request.count?metricLabelSelector=sysdig%2Fgroup-aggregation%3Dsum"
+    ));
+    assert_eq!(value(&idle), "0");
+}
+
+#[test]
 fn an_idle_service_is_zero_only_with_proof() {
     let setup = Setup::start(binary);
     let path = format!("{BASE}/services/kuard/net.http.request.count");
