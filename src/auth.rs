@@ -261,6 +261,36 @@ mod tests {
     }
 
     #[test]
+    fn an_allowance_in_use_is_asked_for_again_before_it_ends_and_a_denial_is_not() {
+        let (refreshes, wanted) = sync_channel(REFRESHES);
+        let kube = Arc::new(Kube::new(&crate::config::Config::read(|_| None).unwrap()));
+        let auth = Auth { kube, tokens: Mutex::default(), decisions: Mutex::default(), refreshes };
+        let (now, spec) = (Instant::now(), json!({}));
+        let (allowed, denied) = (sha256(b"allowed"), sha256(b"denied"));
+        remember(&auth.decisions, allowed, None, now, ALLOW);
+        remember(&auth.decisions, denied, Some("no rule".to_owned()), now, DENY);
+        let at = |digest, seconds| {
+            let found = auth.remembered(digest, &spec, now + Duration::from_secs(seconds));
+            (found, wanted.try_iter().map(|(digest, _)| digest).collect::<Vec<_>>())
+        };
+        let denial = Some(Some("no rule".to_owned()));
+        let table = [
+            (allowed, 0, (Some(None), vec![])),
+            (denied, 0, (denial.clone(), vec![])),
+            (denied, 9, (denial, vec![])),
+            (denied, 10, (None, vec![])),
+            (allowed, 29, (Some(None), vec![])),
+            (allowed, 31, (Some(None), vec![allowed])),
+            (allowed, 32, (Some(None), vec![])),
+            (allowed, 59, (Some(None), vec![])),
+            (allowed, 60, (None, vec![])),
+        ];
+        for (digest, seconds, expected) in table {
+            assert_eq!(at(digest, seconds), expected, "after {seconds} s");
+        }
+    }
+
+    #[test]
     fn everyone_is_authenticated_once() {
         assert_eq!(joe().authenticated(), joe());
     }

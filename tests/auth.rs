@@ -160,6 +160,24 @@ fn a_certificate_speaks_for_users_if_it_leads_to_a_trusted_authority_and_has_an_
 
 type Headers = Vec<(&'static str, &'static str)>;
 
+#[test]
+fn without_the_configuration_only_health_is_served_and_the_log_names_the_role_binding() {
+    let stage = Stage::new();
+    stage.kubernetes.forbid(REQUEST_HEADER);
+    stage.kubernetes.user("joe-token", "allowed-user", &[]);
+    let setup = stage.start(binary(), &[]);
+    setup.adapter.wait_log("RoleBinding custom-metrics-auth-reader is missing in kube-system");
+    let user = [("X-Remote-User", HPA), ("X-Remote-Group", "system:masters")];
+    for (path, status) in [("/livez", 200), ("/version", 200), ("/readyz", 503), ("/apis", 401), (READ, 401)] {
+        assert_eq!(setup.client.request("GET", path, &user).status, status, "{path}");
+    }
+    let token = [("Authorization", "Bearer joe-token")];
+    assert_eq!(setup.client.request("GET", READ, &token).status, 200, "a token needs no front proxy");
+    setup.kubernetes.allow();
+    setup.adapter.wait_ready(&setup.client);
+    assert_eq!(setup.client.request("GET", READ, &user).status, 200);
+}
+
 /// Headers over a verified connection, and who that is to the API server: None is nobody.
 fn identities() -> Vec<(Headers, Option<Value>)> {
     let everyone = "system:authenticated";
