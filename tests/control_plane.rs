@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::adapter::Adapter;
 use support::clock::poll;
 use support::control_plane::{ControlPlane, assets, free_port, repository};
@@ -71,40 +71,32 @@ fn the_walk_through_and_the_failures_users_fear() {
     step("what was captured, and what a reference answers", || stage.contract());
     let by_service = std::fs::read_to_string(repository("manifests/03-kuard-hpa.yml")).unwrap();
     step("an HPA on the Service", || stage.closed_loop(&by_service));
-    let described = |kind: &str, version: &str, name: &str| {
+    let hpa = |[kind, version, name]: [&str; 3], metric: Value, target: Value| {
+        let object = json!({
+            "describedObject": { "kind": kind, "apiVersion": version, "name": name },
+            "metric": metric, "target": target,
+        });
         json!({
             "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
             "metadata": { "name": "kuard-autoscaler", "namespace": "default" },
             "spec": {
                 "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": "kuard" },
                 "minReplicas": 3, "maxReplicas": 10,
-                "metrics": [{ "type": "Object", "object": {
-                    "describedObject": { "kind": kind, "apiVersion": version, "name": name },
-                    "metric": { "name": METRIC }, "target": { "type": "Value", "value": "4" },
-                } }],
+                "metrics": [{ "type": "Object", "object": object }],
             },
         })
         .to_string()
     };
-    step("an HPA on the legacy name", || stage.closed_loop(&described("Service", "v1", "deployment;kuard")));
-    step("an HPA on the Deployment", || stage.closed_loop(&described("Deployment", "apps/v1", "kuard")));
-    let divided = json!({
-        "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
-        "metadata": { "name": "kuard-autoscaler", "namespace": "default" },
-        "spec": {
-            "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": "kuard" },
-            "minReplicas": 3, "maxReplicas": 10,
-            "metrics": [{ "type": "Object", "object": {
-                "describedObject": { "kind": "Service", "apiVersion": "v1", "name": "kuard" },
-                "metric": {
-                    "name": METRIC,
-                    "selector": { "matchLabels": { "sysdig/group-aggregation": "sum" } },
-                },
-                "target": { "type": "AverageValue", "averageValue": "4" },
-            } }],
-        },
-    });
-    step("an HPA that divides a sum by itself", || stage.closed_loop(&divided.to_string()));
+    let (average, each) = (json!({ "name": METRIC }), json!({ "type": "Value", "value": "4" }));
+    let sum = json!({ "name": METRIC, "selector": { "matchLabels": { "sysdig/group-aggregation": "sum" } } });
+    let divided = json!({ "type": "AverageValue", "averageValue": "4" });
+    for (name, hpa) in [
+        ("the legacy name", hpa(["Service", "v1", "deployment;kuard"], average.clone(), each.clone())),
+        ("the Deployment", hpa(["Deployment", "apps/v1", "kuard"], average, each)),
+        ("the Service, dividing a sum by itself", hpa(["Service", "v1", "kuard"], sum, divided)),
+    ] {
+        step(&format!("an HPA on {name}"), || stage.closed_loop(&hpa));
+    }
     step("what users fear", || stage.failures(&by_service));
     step("who may read", || stage.authorization());
     step("tokens, authorities and certificates change under load", || stage.rotations());
