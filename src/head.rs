@@ -1,7 +1,7 @@
 //! One HTTP/1 request head: read strictly, and written anew for the inner server.
 //!
 //! Pure. Nothing of the received bytes is passed on but what is listed here: the request line, the
-//! headers in [`FORWARDED`], and, from a front proxy, the identity. So there is nothing for two
+//! headers in `FORWARDED`, and, from a front proxy, the identity. So there is nothing for two
 //! parsers to disagree about. Source: <https://www.rfc-editor.org/rfc/rfc9112>.
 
 use std::fmt::Write;
