@@ -14,7 +14,7 @@ use ureq::http::Method;
 
 use crate::error::{Error, refusal};
 use crate::handler::{Stop, WAIT};
-use crate::kube::Kube;
+use crate::kube::{FULL, Kube};
 use crate::lock;
 use crate::route::{GROUP, Read, Resource, Route};
 use crate::tls::sha256;
@@ -151,7 +151,7 @@ impl Auth {
 
     fn post(&self, path: &str, review: &Value) -> Result<Value, Error> {
         let what = "tokenreviews and subjectaccessreviews (ClusterRoleBinding custom-metrics:system:auth-delegator)";
-        self.kube.call(Method::POST, &format!("/apis/{path}"), "application/json", Some(review), what)
+        self.kube.call(Method::POST, &format!("/apis/{path}"), FULL, Some(review), what)
     }
 }
 

@@ -19,13 +19,12 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use crate::changes::Changes;
 use crate::error::{Error, Reason, refusal};
-use crate::kube::Kube;
+use crate::kube::{FULL, Kube};
 use crate::route::{GROUP, VERSIONS};
 use crate::timestamp::unix_now;
 use crate::tls::{Serving, base64, certificates, certified_key, decode_base64, pem};
 
 const SECRET: &str = "custom-metrics-apiserver-certificate";
-const JSON: &str = "application/json";
 const DAY: u64 = 86_400;
 const CERTIFICATE_DAYS: u64 = 90;
 const AUTHORITY_DAYS: u64 = 3650;
@@ -96,7 +95,7 @@ impl Keeper {
         let what = format!("Secret {SECRET} in namespace {}", self.namespace);
         let mut conflict = broken("the Secret is written by others all the time".to_owned());
         for _ in 0..ATTEMPTS {
-            let mut secret = self.kube.call(Method::GET, &path, JSON, None, &what)?;
+            let mut secret = self.kube.call(Method::GET, &path, FULL, None, &what)?;
             let found = Kept::read(&secret);
             if let Some(kept) = found.as_ref().filter(|kept| kept.is_good(&self.names(), now)) {
                 return Ok(kept.clone());
@@ -105,7 +104,7 @@ impl Keeper {
             if let Some(fields) = secret.as_object_mut() {
                 fields.insert("data".to_owned(), made.data());
             }
-            match self.kube.call(Method::PUT, &path, JSON, Some(&secret), &what) {
+            match self.kube.call(Method::PUT, &path, FULL, Some(&secret), &what) {
                 Ok(_) => return Ok(made),
                 Err(error) if error.reason == Reason::KubernetesConflict => conflict = error,
                 Err(error) => return Err(error),
@@ -131,11 +130,11 @@ impl Keeper {
     fn publish_one(&self, name: &str, authority: &str) -> Result<bool, Error> {
         let path = format!("/apis/apiregistration.k8s.io/v1/apiservices/{name}");
         let what = format!("APIService {name}");
-        let read = || self.kube.call(Method::GET, &path, JSON, None, &what);
+        let read = || self.kube.call(Method::GET, &path, FULL, None, &what);
         let before = read()?;
         let Some(bundle) = self.bundle(&before, name, authority)? else { return Ok(false) };
         let patch = json!({ "spec": { "caBundle": base64(bundle.as_bytes()) } });
-        self.kube.call(Method::PATCH, &path, JSON, Some(&patch), &what)?;
+        self.kube.call(Method::PATCH, &path, FULL, Some(&patch), &what)?;
         match self.bundle(&read()?, name, authority)? {
             None => Ok(before.pointer("/spec/caBundle").is_some()),
             Some(_) => Err(broken(format!("{what} does not keep its caBundle"))),

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ const DEFAULT_ENDPOINT: &str = "https://app.sysdigcloud.com";
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const ENDPOINT: &str =
     "https://HOST[:PORT][/PATH], such as https://app.sysdigcloud.com/api/ (http:// only for this machine)";
+const TLS: &str = "1.2 or 1.3";
 const CLUSTER: &str = "the cluster's name as Sysdig Monitor shows it, without quotes or backslashes";
 
 /// Text that is never shown: it has no `Display`, and its `Debug` hides it.
@@ -112,9 +114,7 @@ impl Config {
             max_age: env.duration("MAX_AGE", ["60s", "1h"], "120s"),
             listen: env.parse("LISTEN_ADDR", ADDRESS, |text| text.parse().ok()),
             tls_files: env.tls_files(),
-            tls13_only: env
-                .parse("TLS_MIN_VERSION", "1.2 or 1.3", |text| ["1.2", "1.3"].iter().position(|it| *it == text))
-                == Some(1),
+            tls13_only: env.parse("TLS_MIN_VERSION", TLS, |it| TLS.split(" or ").position(|v| v == it)) == Some(1),
             socket_dir: env.path("SOCKET_DIR").unwrap_or_else(std::env::temp_dir),
             kubernetes: env.kubernetes(),
             service_account_dir: env.path("SERVICE_ACCOUNT_DIR").unwrap_or_else(|| SERVICE_ACCOUNT.into()),
@@ -189,7 +189,9 @@ impl Reader<'_> {
 
     fn kubernetes(&mut self) -> Option<String> {
         let host = self.parse("KUBERNETES_SERVICE_HOST", "a host name or an address", host)?;
-        let port = self.parse("KUBERNETES_SERVICE_PORT", "a port from 1 to 65535", port).unwrap_or(443);
+        let port = self
+            .parse("KUBERNETES_SERVICE_PORT", "a port from 1 to 65535", |text| text.parse().ok())
+            .map_or(443, NonZeroU16::get);
         Some(format!("https://{host}:{port}"))
     }
 }
@@ -207,10 +209,6 @@ fn host(text: &str) -> Option<String> {
     }
 }
 
-fn port(text: &str) -> Option<u16> {
-    text.parse().ok().filter(|port| *port != 0)
-}
-
 /// Accepts the endpoint as the old adapter (`https://HOST/api/`) and as Sysdig's SDK (`https://HOST`) want it.
 fn endpoint(text: &str) -> Option<String> {
     let (scheme, rest) = text.split_once("://")?;
@@ -218,7 +216,7 @@ fn endpoint(text: &str) -> Option<String> {
     let rest = rest.strip_suffix("/api").unwrap_or(rest).trim_end_matches('/');
     let (authority, path) = rest.split_once('/').map_or((rest, None), |(authority, path)| (authority, Some(path)));
     let (name, number) = match authority.rsplit_once(':') {
-        Some((name, digits)) if !digits.ends_with(']') => (name, format!(":{}", port(digits)?)),
+        Some((name, digits)) if !digits.ends_with(']') => (name, format!(":{}", digits.parse::<NonZeroU16>().ok()?)),
         _ => (authority, String::new()),
     };
     let host = host(name)?;

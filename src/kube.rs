@@ -21,7 +21,7 @@ use crate::tls::{Roots, agent, certificates, explain};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const LARGEST_ANSWER: u64 = 8 * 1024 * 1024;
-const FULL: &str = "application/json";
+pub(crate) const FULL: &str = "application/json";
 /// Metadata instead of the whole object: a Deployment's pod template can be large, and is nobody's business here.
 const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 const REQUEST_HEADER: &str = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";

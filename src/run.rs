@@ -38,7 +38,6 @@ const GRACE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Of connections, so that replicas share the load.
 const AGE: Duration = Duration::from_secs(600);
-const TICK: Duration = Duration::from_millis(50);
 const CERTIFICATE_PERIOD: Duration = Duration::from_secs(10);
 const CATALOGUE_PERIOD: Duration = Duration::from_secs(600);
 const CATALOGUE_RETRY: Duration = Duration::from_secs(30);
@@ -127,7 +126,7 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
     thread::spawn(move || door.serve(&listener));
 
     while !ending.load(Ordering::Relaxed) {
-        thread::park_timeout(TICK);
+        thread::park_timeout(Duration::from_millis(50));
     }
     log::info!("ending: not ready any more, answering for {} s", GRACE.as_secs());
     connections.draining.store(true, Ordering::Relaxed);
@@ -239,10 +238,9 @@ impl Sockets {
     fn create(parent: &Path) -> io::Result<Self> {
         let unique = RandomState::new().hash_one(std::process::id());
         let directory = parent.join(format!("sysdig-metrics-adapter-{unique:016x}"));
-        match DirBuilder::new().mode(0o700).create(&directory) {
-            Ok(()) => Ok(Self(directory)),
-            Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", directory.display()))),
-        }
+        let made = DirBuilder::new().mode(0o700).create(&directory);
+        made.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", directory.display())))?;
+        Ok(Self(directory))
     }
 }
 

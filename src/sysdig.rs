@@ -22,7 +22,6 @@ const STEP: u64 = 10;
 const COMPANION: &str = "container.count";
 const CLUSTER: &str = "kubernetes.cluster.name";
 const POD: &str = "kubernetes.pod.name";
-const DAY: u64 = 86_400;
 const LARGEST_ANSWER: u64 = 8 * 1024 * 1024;
 const CATALOGUE_PAGE: usize = 1000;
 const CATALOGUE_PAGES: usize = 20;
@@ -126,7 +125,7 @@ impl Sysdig {
     /// Whether anything in the cluster had a sample of `metric` within a day. Errors: Sysdig failed.
     pub fn is_collected(&self, metric: &str, now: u64) -> Result<bool, Error> {
         let end = window_end(now);
-        let rows = self.data(end.saturating_sub(DAY), end, &self.filter(&[])?, &[column(metric, "avg")], 0)?;
+        let rows = self.data(end.saturating_sub(86_400), end, &self.filter(&[])?, &[column(metric, "avg")], 0)?;
         Ok(rows.iter().any(|row| row.d.iter().any(|cell| !cell.is_null())))
     }
 
