@@ -2,8 +2,8 @@
 
 use sysdig_metrics_adapter::error::Error;
 
-/// The token of the stand-ins, which no message may show.
-pub const TOKEN: &str = "0b5c7e1d-secret";
+/// The token of the stand-ins, which no message may show. It begins as no escape such as `\0` ends.
+pub const TOKEN: &str = "S0b5c7e1d-secret";
 
 /// A refusal is one bounded line without secrets.
 pub fn readable<T>(result: &Result<T, Error>) {
