@@ -42,7 +42,7 @@ impl Response {
 
 /// The answer to a read: one value of one object, its fields in the order of the walk-through.
 /// `end` in Unix seconds is the end of the window of samples that the value sums up.
-pub fn metric_value_list(read: &Read, quantity: Quantity, end: u64) -> Response {
+pub fn metric_value_list(read: &Read, (quantity, end): (Quantity, u64)) -> Response {
     let Resource { kind, api_version, .. } = *read.described;
     let (version, metric) = (read.version, json!(read.metric));
     let selector = (read.aggregation != AVERAGE).then(|| json!({ "matchLabels": { AGGREGATION: read.aggregation } }));
@@ -73,7 +73,7 @@ mod tests {
     fn answer(target: &str) -> serde_json::Value {
         let Ok(Route::Read(read)) = route("GET", target) else { panic!("{target}") };
         let quantity = Quantity::parse("6.75").unwrap();
-        serde_json::from_slice(&metric_value_list(&read, quantity, 1_562_514_927).body).unwrap()
+        serde_json::from_slice(&metric_value_list(&read, (quantity, 1_562_514_927)).body).unwrap()
     }
 
     #[test]

@@ -189,9 +189,8 @@ impl Reader<'_> {
 
     fn kubernetes(&mut self) -> Option<String> {
         let host = self.parse("KUBERNETES_SERVICE_HOST", "a host name or an address", host)?;
-        let port = self
-            .parse("KUBERNETES_SERVICE_PORT", "a port from 1 to 65535", |text| text.parse().ok())
-            .map_or(443, NonZeroU16::get);
+        let port =
+            self.parse("KUBERNETES_SERVICE_PORT", "1 to 65535", |it| it.parse().ok()).map_or(443, NonZeroU16::get);
         Some(format!("https://{host}:{port}"))
     }
 }

@@ -101,10 +101,7 @@ impl Handler {
         }
         let json = |text: &str| Ok(document("application/json", text, known));
         match route {
-            Route::Read(read) if wait => {
-                let (quantity, end) = self.readings.read(&read, unix_now())?;
-                Ok(metric_value_list(&read, quantity, end))
-            }
+            Route::Read(read) if wait => Ok(metric_value_list(&read, self.readings.read(&read, unix_now())?)),
             Route::Read(_) => Err(WAIT),
             Route::Group => json(discovery::API_GROUP),
             Route::OpenApiV2 => json(discovery::OPENAPI_V2),

@@ -13,7 +13,7 @@ use crate::error::{Error, Reason, Result, refusal};
 use crate::kube::Kube;
 use crate::lock;
 use crate::quantity::Quantity;
-use crate::route::{Read, Resource};
+use crate::route::{AVERAGE, Read, Resource};
 use crate::sysdig::{Label, Row, Sysdig, WINDOW};
 
 const NAMESPACE: &str = "kubernetes.namespace.name";
@@ -51,28 +51,34 @@ impl Readings {
         let row = row.ok_or_else(|| unknown_object(read))?;
         check_age(read, &row, now, self.max_age)?;
         let quantity = match row.value {
-            Some(Ok(quantity)) => quantity,
+            Some(Ok(quantity)) if read.aggregation == AVERAGE => quantity,
+            Some(Ok(quantity)) => self.check_all_seen(read, &labels, now).map(|()| quantity)?,
             Some(Err(reason)) => return Err(unfit(read, reason)),
             None => self.proved_zero(read, &labels, now)?,
         };
         Ok((quantity, row.end))
     }
 
-    /// Silence means idleness only if Sysdig sees every Ready pod of the object, and if this metric
-    /// is collected in this cluster at all.
-    fn proved_zero(&self, read: &Read, labels: &[Label<'_>], now: u64) -> Result<Quantity> {
+    /// Makes sure that Sysdig sees every Ready pod of the object: a sum over fewer would be too small.
+    fn check_all_seen(&self, read: &Read, labels: &[Label<'_>], now: u64) -> Result<()> {
         let ready = self.kube.ready_pods(read.resource, &read.namespace, &read.object);
         let ready = self.noted(KUBERNETES, ready)?.unwrap_or(1).max(1);
         let seen = self.noted(SYSDIG, self.sysdig.pods(labels, now))?;
-        if seen < ready {
-            return Err(refusal!(
-                NoData,
-                "Sysdig has no sample of {} for {} in the last {WINDOW} s, and sees {seen} of its {ready} ready pods: \
-                     does the Sysdig agent run on every node?",
-                read.metric,
-                object(read)
-            ));
+        if seen >= ready {
+            return Ok(());
         }
+        let (metric, object) = (&read.metric, object(read));
+        Err(refusal!(
+            NoData,
+            "Sysdig has no value of {metric} for all of {object}: in the last {WINDOW} s it sees {seen} of its {ready} \
+             ready pods, does the Sysdig agent run on every node?"
+        ))
+    }
+
+    /// Silence means idleness only if Sysdig sees the whole object, and if this metric is collected in
+    /// this cluster at all.
+    fn proved_zero(&self, read: &Read, labels: &[Label<'_>], now: u64) -> Result<Quantity> {
+        self.check_all_seen(read, labels, now)?;
         if self.is_collected(&read.metric, now)? {
             return Ok(Quantity::ZERO);
         }

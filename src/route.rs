@@ -186,8 +186,7 @@ fn read(version: &'static str, rest: &[&str], query: &Query, path: &str) -> Resu
     let (resource, object) = match name.split_once(';') {
         Some((workload, object)) if *described == Resource::SERVICES => {
             let what = quoted(workload);
-            let mistake =
-                || refusal!(InvalidRequest, "{what} is no workload type: services/TYPE;NAME takes {WORKLOADS}");
+            let mistake = || refusal!(InvalidRequest, "{what} is no workload type: TYPE;NAME takes {WORKLOADS}");
             (Resource::parse_workload(workload).ok_or_else(mistake)?, object)
         }
         _ => (described, name),

@@ -83,8 +83,7 @@ impl Sysdig {
     }
 
     /// The value of `metric` over the last full window for the object that `labels` name, averaged over time
-    /// and, over the object's containers, averaged or summed (`avg`: load per pod, or `sum`). None if Sysdig
-    /// knows no such object.
+    /// and joined over its containers by `group`: `avg` is load per pod, or `sum`. None if Sysdig knows no such object.
     /// Errors: Sysdig failed, or its answer is not about this one object.
     pub fn row(&self, metric: &str, group: &str, labels: &[Label<'_>], now: u64) -> Result<Option<Row>, Error> {
         let end = window_end(now);

@@ -133,12 +133,16 @@ fn a_sum_over_the_pods_is_what_an_average_value_divides() {
             assert_eq!(value(&response), expected, "{version} {object} {selector}");
         }
     }
+    let sum = format!("{BASE}/services/kuard/net.http.request.count?metricLabelSelector=sysdig/group-aggregation=sum");
+    setup.sysdig.world().containers_of("default", "kuard").next().unwrap().labels.clear();
+    let (code, word, message) = refusal(&setup.read(&sum));
+    assert_eq!((code, word.as_str()), (404, "no-data"), "{message}");
+    assert!(message.contains("2 of its 3 ready pods"), "a sum over a part would scale down: {message}");
+    assert_eq!(value(&setup.read(&format!("{BASE}/services/kuard/net.http.request.count"))), "50");
+
     setup.deployment("default", "kuard", 3, &[]);
     setup.deployment("default", "other", 1, &[("net.http.request.count", 1.0)]);
-    let idle = setup.read(&format!(
-        "{BASE}/services/kuard/net.http.request.count?metricLabelSelector=sysdig%2Fgroup-aggregation%3Dsum"
-    ));
-    assert_eq!(value(&idle), "0");
+    assert_eq!(value(&setup.read(&sum)), "0");
 }
 
 #[test]
