@@ -13,9 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{Ca, Client, Connection, FRONT_PROXY, HPA, HPA_GROUPS, Setup, Stage};
+use support::{Ca, Client, Connection, FRONT_PROXY, HPA, HPA_GROUPS, READ, Setup, Stage};
 
-const READ: &str = "/apis/custom.metrics.k8s.io/v1beta1/namespaces/default/services/kuard/net.http.request.count";
 const DISCOVERY: &str = "/apis/custom.metrics.k8s.io/v1beta1";
 const STARTS: usize = 7;
 const READS: usize = 10_000;

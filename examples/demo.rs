@@ -15,11 +15,9 @@ use std::{env, panic};
 
 use support::client::SERVER_NAME;
 use support::sysdig::Fault;
-use support::{CERTIFICATE_SECRET, Client, HPA, HPA_GROUPS, Setup, TOKEN, poll};
+use support::{CERTIFICATE_SECRET, Client, HPA, HPA_GROUPS, METRIC, READ, Setup, TOKEN, poll};
 use sysdig_metrics_adapter::tls::decode_base64;
 
-const METRIC: &str = "net.http.request.count";
-const READ: &str = "/apis/custom.metrics.k8s.io/v1beta1/namespaces/default/services/kuard/net.http.request.count";
 const HELP: &str = "\
 Shows how a HorizontalPodAutoscaler follows a metric of Sysdig Monitor through the adapter.
 

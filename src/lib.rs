@@ -33,7 +33,7 @@ pub mod sysdig;
 pub mod timestamp;
 pub mod tls;
 
-/// Takes a lock. What a thread that panicked leaves behind is usable: no change here needs two steps.
+/// Takes a lock. What a thread that panicked leaves behind is usable: nothing panics between two changes.
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -13,11 +13,11 @@ use support::client::SERVER_NAME;
 use support::dir::replace;
 use support::kubernetes::Fault;
 use support::{
-    Adapter, CERTIFICATE_SECRET, Ca, Client, FRONT_PROXY, HPA, HPA_GROUPS, Setup, Stage, api_service, eventually, slot,
+    Adapter, CERTIFICATE_SECRET, Ca, Client, FRONT_PROXY, HPA, HPA_GROUPS, READ, Setup, Stage, api_service, eventually,
+    slot,
 };
 use sysdig_metrics_adapter::tls::decode_base64;
 
-const READ: &str = "/apis/custom.metrics.k8s.io/v1beta1/namespaces/default/services/kuard/net.http.request.count";
 const SOON: Duration = Duration::from_secs(15);
 /// The adapter looks after its certificate once a minute.
 const NEXT_ROUND: Duration = Duration::from_secs(90);

@@ -20,9 +20,8 @@ use support::control_plane::{ControlPlane, assets, free_port, repository};
 use support::dir::replace;
 use support::sysdig::{Fault, Sysdig};
 use support::wire::{Parties, replay_reference, replay_requests};
-use support::{Ca, Client, FRONT_PROXY, HPA, HPA_GROUPS, LeafOptions, METRIC};
+use support::{Ca, Client, FRONT_PROXY, HPA, HPA_GROUPS, LeafOptions, METRIC, READ};
 
-const READ: &str = "/apis/custom.metrics.k8s.io/v1beta1/namespaces/default/services/kuard/net.http.request.count";
 const TOKEN: &str = "test-token";
 
 /// The ConfigMap that says whose certificate speaks for users.

@@ -18,9 +18,8 @@ use serde_json::{Value, json};
 use support::client::SERVER_NAME;
 use support::http::lock;
 use support::sysdig::Fault;
-use support::{Ca, Client, Connection, HPA, HPA_GROUPS, Response, Setup, Stage, eventually, poll};
+use support::{Ca, Client, Connection, HPA, HPA_GROUPS, READ, Response, Setup, Stage, eventually, poll};
 
-const READ: &str = "/apis/custom.metrics.k8s.io/v1beta1/namespaces/default/services/kuard/net.http.request.count";
 /// At once, on a machine that runs other tests meanwhile.
 const AT_ONCE: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_secs(10);

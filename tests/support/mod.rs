@@ -32,6 +32,8 @@ pub use sysdig::{Series, Sysdig, World};
 
 /// What the walk-through scales on.
 pub const METRIC: &str = "net.http.request.count";
+/// Where the walk-through reads it.
+pub const READ: &str = "/apis/custom.metrics.k8s.io/v1beta1/namespaces/default/services/kuard/net.http.request.count";
 pub const CLUSTER: &str = "demo";
 pub const TOKEN: &str = "test-token";
 /// The groups of the HPA's user.
