@@ -1,13 +1,12 @@
 //! What goes over the wire: responses, and the MetricValueList of both versions.
-//!
 //! Source: <https://github.com/kubernetes/metrics/tree/master/pkg/apis/custom_metrics>.
 
 use serde::Serialize;
 use serde_json::json;
 
-use crate::quantity::Quantity;
-use crate::route::{AGGREGATION, AVERAGE, GROUP, Read, Resource};
-use crate::sysdig::WINDOW;
+use crate::readings::Item;
+use crate::route::{GROUP, Read, Resource};
+use crate::selector::label_selector;
 use crate::timestamp::rfc3339;
 
 const JSON: &str = "application/json";
@@ -15,7 +14,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 
 /// An HTTP answer, ready to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Response {
+pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) content_type: String,
     pub(crate) headers: Vec<(&'static str, String)>,
@@ -23,44 +22,42 @@ pub struct Response {
 }
 
 impl Response {
-    /// A JSON answer.
-    pub fn json(status: u16, body: &impl Serialize) -> Self {
+    pub(crate) fn json(status: u16, body: &impl Serialize) -> Self {
         // Only maps with keys that are no strings cannot be serialised, and nothing here has one.
         Self::bytes(status, JSON, serde_json::to_vec(body).unwrap_or_default())
     }
 
-    /// A plain text answer, as health probes get it.
-    pub fn text(status: u16, body: &str) -> Self {
+    pub(crate) fn text(status: u16, body: &str) -> Self {
         Self::bytes(status, TEXT, body.as_bytes().to_vec())
     }
 
-    /// An answer of any type.
-    pub fn bytes(status: u16, content_type: &str, body: Vec<u8>) -> Self {
+    pub(crate) fn bytes(status: u16, content_type: &str, body: Vec<u8>) -> Self {
         Self { status, content_type: content_type.to_owned(), headers: Vec::new(), body }
     }
 }
 
-/// The answer to a read: one value of one object, its fields in the order of the walk-through.
-/// `end` in Unix seconds is the end of the window of samples that the value sums up.
-pub fn metric_value_list(read: &Read, (quantity, end): (Quantity, u64)) -> Response {
-    let Resource { kind, api_version, .. } = *read.described;
-    let (version, metric) = (read.version, json!(read.metric));
-    let selector = (read.aggregation != AVERAGE).then(|| json!({ "matchLabels": { AGGREGATION: read.aggregation } }));
-    let namespace = match *read.described {
-        Resource::NAMESPACES => String::new(),
-        _ => format!(r#""namespace":{},"#, json!(read.namespace)),
+/// The answer to a read, fields in the order of the walk-through.
+pub(crate) fn metric_value_list(read: &Read, items: &[Item]) -> Response {
+    let (Read { version, described, tuning, .. }, metric) = (read, json!(read.metric));
+    let Resource { kind, api_version, .. } = described;
+    let selector = label_selector(&read.selector);
+    let (metric, window) = match *version {
+        "v1beta1" => (format!(r#""metricName":{metric},"selector":{selector}"#), "window"),
+        _ => (format!(r#""metric":{{"name":{metric},"selector":{selector}}}"#), "windowSeconds"),
     };
-    let metric = match version {
-        "v1beta1" => format!(r#""metricName":{metric}"#),
-        _ => format!(r#""metric":{{"name":{metric},"selector":{}}}"#, json!(selector)),
-    };
-    let (name, link, timestamp) = (json!(read.name), json!(read.path), rfc3339(end));
-    let object = format!(r#"{{"kind":"{kind}",{namespace}"name":{name},"apiVersion":"{api_version}"}}"#);
-    let item = format!(
-        r#"{{"describedObject":{object},{metric},"timestamp":"{timestamp}","windowSeconds":{WINDOW},"value":"{quantity}"}}"#
-    );
+    let namespace = json!(read.namespace);
+    let namespace = if described.is_namespaced() { format!(r#""namespace":{namespace},"#) } else { String::new() };
+    let items = items.iter().map(|(name, quantity, end)| {
+        let name = if read.name == "*" { json!(name) } else { json!(read.name) };
+        let object = format!(r#"{{"kind":"{kind}",{namespace}"name":{name},"apiVersion":"{api_version}"}}"#);
+        let (timestamp, seconds) = (rfc3339(*end), tuning.window);
+        format!(
+            r#"{{"describedObject":{object},{metric},"timestamp":"{timestamp}","{window}":{seconds},"value":"{quantity}"}}"#
+        )
+    });
+    let (items, link) = (items.collect::<Vec<_>>().join(","), json!(read.path));
     let list = format!(
-        r#"{{"kind":"MetricValueList","apiVersion":"{GROUP}/{version}","metadata":{{"selfLink":{link}}},"items":[{item}]}}"#
+        r#"{{"kind":"MetricValueList","apiVersion":"{GROUP}/{version}","metadata":{{"selfLink":{link}}},"items":[{items}]}}"#
     );
     Response::bytes(200, JSON, list.into_bytes())
 }
@@ -68,17 +65,21 @@ pub fn metric_value_list(read: &Read, (quantity, end): (Quantity, u64)) -> Respo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quantity::Quantity;
     use crate::route::{Route, route};
 
+    /// The answer with two items of the same value.
     fn answer(target: &str) -> serde_json::Value {
         let Ok(Route::Read(read)) = route("GET", target) else { panic!("{target}") };
-        let quantity = Quantity::parse("6.75").unwrap();
-        serde_json::from_slice(&metric_value_list(&read, (quantity, 1_562_514_927)).body).unwrap()
+        let item = |name: &str| (name.to_owned(), Quantity::parse("6.75").unwrap(), 1_562_514_927);
+        serde_json::from_slice(&metric_value_list(&read, &[item("kuard-1"), item("kuard-2")]).body).unwrap()
     }
 
     #[test]
     fn v1beta1_looks_as_in_the_walk_through() {
         let path = "/apis/custom.metrics.k8s.io/v1beta1/namespaces/default/services/kuard/net.http.request.count";
+        let mut answer = answer(path);
+        answer["items"].as_array_mut().unwrap().truncate(1);
         let expected = json!({
             "kind": "MetricValueList",
             "apiVersion": "custom.metrics.k8s.io/v1beta1",
@@ -86,12 +87,13 @@ mod tests {
             "items": [{
                 "describedObject": { "kind": "Service", "namespace": "default", "name": "kuard", "apiVersion": "v1" },
                 "metricName": "net.http.request.count",
+                "selector": null,
                 "timestamp": "2019-07-07T15:55:27Z",
-                "windowSeconds": 60,
+                "window": 60,
                 "value": "6750m",
             }],
         });
-        assert_eq!(answer(path), expected);
+        assert_eq!(answer, expected);
     }
 
     #[test]
@@ -101,9 +103,20 @@ mod tests {
         assert_eq!(item["metric"], json!({ "name": "m", "selector": null }));
         assert_eq!(item["describedObject"]["apiVersion"], "apps/v1");
         assert!(item.get("metricName").is_none());
-        let item = &answer(&format!("{path}?metricLabelSelector=sysdig/group-aggregation=sum"))["items"][0];
-        let selector = json!({ "matchLabels": { "sysdig/group-aggregation": "sum" } });
-        assert_eq!(item["metric"], json!({ "name": "m", "selector": selector }));
+        assert_eq!(item["windowSeconds"], 60);
+        let selector = "sysdig/group-aggregation=sum,method==GET,sysdig/window=2m";
+        let item = &answer(&format!("{path}?metricLabelSelector={selector}"))["items"][0];
+        let labels = json!({ "sysdig/group-aggregation": "sum", "method": "GET", "sysdig/window": "2m" });
+        assert_eq!(item["metric"], json!({ "name": "m", "selector": { "matchLabels": labels } }));
+        assert_eq!(item["windowSeconds"], 120);
+    }
+
+    #[test]
+    fn of_many_objects_each_is_named() {
+        let answer = answer("/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/pods/%2A/m?labelSelector=app");
+        let names: Vec<_> =
+            answer["items"].as_array().unwrap().iter().map(|it| &it["describedObject"]["name"]).collect();
+        assert_eq!(names, ["kuard-1", "kuard-2"]);
     }
 
     #[test]
@@ -116,6 +129,11 @@ mod tests {
         assert_eq!(
             namespace["items"][0]["describedObject"],
             json!({ "kind": "Namespace", "name": "default", "apiVersion": "v1" })
+        );
+        let node = answer("/apis/custom.metrics.k8s.io/v1beta2/nodes/worker-1/m");
+        assert_eq!(
+            node["items"][0]["describedObject"],
+            json!({ "kind": "Node", "name": "worker-1", "apiVersion": "v1" })
         );
     }
 }

@@ -1,5 +1,4 @@
 //! Who asks and whether they may: both decided by the Kubernetes API, and remembered for a while.
-//!
 //! Sources: <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#authenticating-proxy>,
 //! <https://kubernetes.io/docs/reference/kubernetes-api/authorization-resources/subject-access-review-v1/>.
 
@@ -14,9 +13,9 @@ use ureq::http::Method;
 
 use crate::error::{Error, refusal};
 use crate::handler::{Stop, WAIT};
-use crate::kube::{FULL, Kube};
+use crate::kube::{FULL, Kube, unavailable};
 use crate::lock;
-use crate::route::{GROUP, Read, Resource, Route};
+use crate::route::{GROUP, Read, Route};
 use crate::tls::sha256;
 
 const AUTHENTICATED: &str = "system:authenticated";
@@ -24,26 +23,22 @@ const MASTERS: &str = "system:masters";
 const TOKEN: Duration = Duration::from_secs(10);
 const ALLOW: Duration = Duration::from_secs(60);
 const DENY: Duration = Duration::from_secs(10);
-/// An allowance that is used when it has less than this left is asked for again in the background,
-/// so that an autoscaler's read never waits for it.
+/// An allowance in use that has less than this left is asked for again in the background: no read waits for it.
 const AHEAD: Duration = Duration::from_secs(30);
 const MOST_REMEMBERED: usize = 10_000;
 const REFRESHES: usize = 64;
 
-/// Who asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct User {
+pub(crate) struct User {
     /// `system:serviceaccount:kube-system:horizontal-pod-autoscaler`
     #[serde(rename(serialize = "user", deserialize = "username"))]
-    pub name: String,
-    /// Differs for another user of the same name.
+    pub(crate) name: String,
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub uid: String,
+    pub(crate) uid: String,
     /// With `system:authenticated`, which everyone has who proved anything.
-    pub groups: Vec<String>,
-    /// What else the authenticator knows.
-    pub extra: BTreeMap<String, Vec<String>>,
+    pub(crate) groups: Vec<String>,
+    pub(crate) extra: BTreeMap<String, Vec<String>>,
 }
 
 type Digest = [u8; 32];
@@ -56,8 +51,7 @@ struct Remembered<T> {
 
 type Memory<T> = Mutex<HashMap<Digest, Remembered<T>>>;
 
-/// Asks the Kubernetes API, and remembers.
-pub struct Auth {
+pub(crate) struct Auth {
     kube: Arc<Kube>,
     tokens: Memory<Option<User>>,
     /// Why a request is denied; None if it is allowed.
@@ -68,7 +62,7 @@ pub struct Auth {
 impl User {
     /// Every authenticated user is also one of this group; the aggregator does not always say so.
     #[must_use]
-    pub fn authenticated(mut self) -> Self {
+    pub(crate) fn authenticated(mut self) -> Self {
         if !self.groups.iter().any(|group| group == AUTHENTICATED) {
             self.groups.push(AUTHENTICATED.to_owned());
         }
@@ -77,8 +71,7 @@ impl User {
 }
 
 impl Auth {
-    /// Starts the thread that refreshes allowances.
-    pub fn start(kube: Arc<Kube>) -> Arc<Self> {
+    pub(crate) fn start(kube: Arc<Kube>) -> Arc<Self> {
         let (refreshes, wanted) = sync_channel(REFRESHES);
         let auth = Arc::new(Self { kube, tokens: Mutex::default(), decisions: Mutex::default(), refreshes });
         let refresher = Arc::downgrade(&auth);
@@ -92,7 +85,7 @@ impl Auth {
     }
 
     /// The user whom a bearer token stands for. Errors: 401, or the Kubernetes API cannot tell.
-    pub fn user(&self, token: &str, wait: bool, now: Instant) -> Result<User, Stop> {
+    pub(crate) fn user(&self, token: &str, wait: bool, now: Instant) -> Result<User, Stop> {
         let digest = sha256(token.as_bytes());
         let remembered = lock(&self.tokens).get(&digest).filter(|it| it.until > now).map(|it| it.known.clone());
         let known = match remembered {
@@ -113,14 +106,13 @@ impl Auth {
 
     /// Whether `user` may ask for `route` at `path`.
     /// Errors: 403 in Kubernetes' own words, or the Kubernetes API cannot tell, which is never an allowance.
-    pub fn check(&self, user: &User, route: &Route, path: &str, wait: bool, now: Instant) -> Result<(), Stop> {
+    pub(crate) fn check(&self, user: &User, route: &Route, path: &str, wait: bool, now: Instant) -> Result<(), Stop> {
         if user.groups.iter().any(|group| group == MASTERS) {
             return Ok(());
         }
         let spec = spec(user, route, path);
         let digest = sha256(spec.to_string().as_bytes());
-        let remembered = self.remembered(digest, &spec, now);
-        let denied = match remembered {
+        let denied = match self.remembered(digest, &spec, now) {
             Some(denied) => denied,
             None if !wait => return Err(WAIT),
             None => self.review(digest, &spec)?,
@@ -140,9 +132,8 @@ impl Auth {
     fn review(&self, digest: Digest, spec: &Value) -> Result<Option<String>, Error> {
         let review = json!({ "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec });
         let answer = self.post("authorization.k8s.io/v1/subjectaccessreviews", &review)?;
-        let allowed = answer.pointer("/status/allowed").and_then(Value::as_bool).ok_or_else(|| {
-            refusal!(KubernetesUnavailable, "the Kubernetes API cannot be asked: it does not say what is allowed")
-        })?;
+        let silent = || unavailable("it does not say what is allowed");
+        let allowed = answer.pointer("/status/allowed").and_then(Value::as_bool).ok_or_else(silent)?;
         let reason = answer.pointer("/status/reason").and_then(Value::as_str).unwrap_or_default();
         let denied = (!allowed).then(|| reason.to_owned());
         remember(&self.decisions, digest, denied.clone(), Instant::now(), if allowed { ALLOW } else { DENY });
@@ -155,43 +146,32 @@ impl Auth {
     }
 }
 
-/// Nobody proved who is asking.
-pub fn unauthenticated() -> Error {
-    refusal!(
-        Unauthenticated,
-        "Unauthorized: ask through the Kubernetes API server (kubectl get --raw /apis/{GROUP}) or with a bearer token"
-    )
+pub(crate) fn unauthenticated() -> Error {
+    let mend =
+        "ask through the Kubernetes API server (kubectl get --raw /apis/custom.metrics.k8s.io) or with a bearer token";
+    refusal!(Unauthenticated, "Unauthorized: {mend}")
 }
 
 fn remember<T>(memory: &Memory<T>, digest: Digest, known: T, now: Instant, lifetime: Duration) {
     let mut memory = lock(memory);
-    if memory.len() >= MOST_REMEMBERED {
-        memory.retain(|_, remembered| remembered.until > now);
-    }
     if memory.len() >= MOST_REMEMBERED {
         memory.clear();
     }
     memory.insert(digest, Remembered { known, until: now + lifetime, asked_again: false });
 }
 
-/// The question as the API server itself would put it: a metric is a subresource of its object, and
-/// `namespaces/NAMESPACE/metrics/METRIC` is a resource named metrics.
+/// The question as the API server itself would put it.
 fn spec(user: &User, route: &Route, path: &str) -> Value {
     let mut spec = json!(user);
     let Route::Read(read) = route else {
         spec["nonResourceAttributes"] = json!({ "path": path, "verb": "get" });
         return spec;
     };
-    let mut attributes = json!({ "namespace": read.namespace, "verb": "get", "group": GROUP, "version": read.version });
-    if *read.described == Resource::NAMESPACES {
-        attributes["resource"] = "metrics".into();
-        attributes["name"] = read.metric.as_str().into();
-    } else {
-        attributes["resource"] = read.described.qualified().into();
-        attributes["subresource"] = read.metric.as_str().into();
-        attributes["name"] = read.name.as_str().into();
-    }
-    spec["resourceAttributes"] = attributes;
+    let Read { version, namespace, access: [resource, subresource, name], .. } = &**read;
+    spec["resourceAttributes"] = json!({
+        "namespace": namespace, "verb": read.verb(), "group": GROUP, "version": version,
+        "resource": resource, "subresource": subresource, "name": name,
+    });
     spec
 }
 
@@ -201,12 +181,15 @@ fn forbidden(user: &User, route: &Route, path: &str, reason: &str) -> Error {
     let Route::Read(read) = route else {
         return refusal!(Forbidden, "forbidden: User {who:?} cannot get path {path:?}{why}");
     };
-    let Read { name, namespace, metric, .. } = &**read;
-    let resource = read.described.qualified();
+    let Read { namespace, access: [resource, subresource, name], .. } = &**read;
+    let whole = if subresource.is_empty() { resource.clone() } else { format!("{resource}/{subresource}") };
+    let name = if name.is_empty() { String::new() } else { format!(" {name:?}") };
+    let at =
+        if namespace.is_empty() { "at the cluster scope".into() } else { format!("in the namespace {namespace:?}") };
+    let verb = read.verb();
     refusal!(
         Forbidden,
-        "{resource}.{GROUP} {name:?} is forbidden: User {who:?} cannot get resource \"{resource}/{metric}\" in API group \
-         {GROUP:?} in the namespace {namespace:?}{why}"
+        "{resource}.{GROUP}{name} is forbidden: User {who:?} cannot {verb} resource {whole:?} in API group {GROUP:?} {at}{why}"
     )
 }
 
@@ -225,9 +208,10 @@ mod tests {
         let resource = |resource: &str, subresource: Option<&str>, name: &str| {
             let mut expected = json!({
                 "namespace": "default", "verb": "get", "group": GROUP, "version": "v1beta2", "resource": resource, "name": name,
+                "subresource": subresource.unwrap_or_default(),
             });
-            if let Some(metric) = subresource {
-                expected["subresource"] = json!(metric);
+            if name.is_empty() {
+                expected["verb"] = json!("list");
             }
             ("resourceAttributes", expected)
         };
@@ -237,6 +221,8 @@ mod tests {
             ("/namespaces/default/deployments.apps/kuard/m", resource("deployments.apps", Some("m"), "kuard")),
             ("/namespaces/default/services/deployment;kuard/m", resource("services", Some("m"), "deployment;kuard")),
             ("/namespaces/default/metrics/m", resource("metrics", None, "m")),
+            ("/namespaces/default/services/%2A/m", resource("services", Some("m"), "*")),
+            ("/namespaces/default/m", resource("m", None, "")),
             ("", path(base)),
         ];
         for (rest, (key, expected)) in table {
@@ -256,7 +242,7 @@ mod tests {
             "services.custom.metrics.k8s.io \"kuard\" is forbidden: User \"joe\" cannot get resource \"services/METRIC\" in \
              API group \"custom.metrics.k8s.io\" in the namespace \"default\""
         );
-        let root = forbidden(&joe(), &Route::Root, "/", "no rule");
+        let root = forbidden(&joe(), &Route::Version, "/", "no rule");
         assert_eq!(root.message, "forbidden: User \"joe\" cannot get path \"/\": no rule");
     }
 

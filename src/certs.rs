@@ -1,9 +1,6 @@
 //! The serving certificate that the adapter makes for itself, and how the API server comes to trust it.
-//!
-//! A certificate authority and a certificate for the Service's names lie in one Secret, so that
-//! replicas and restarts agree. The authority is published in `caBundle` of our APIServices before
-//! a certificate of it is used; nothing else of them is touched, and nothing at all where
-//! `spec.service` is not ours.
+//! An authority and a certificate for the Service's names lie in one Secret, so that replicas and restarts agree.
+//! The authority is published in `caBundle` of our APIServices before a certificate of it is used.
 //! Source: <https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/api-service-v1/>.
 
 use std::sync::Arc;
@@ -37,8 +34,7 @@ const ATTEMPTS: usize = 5;
 /// Authorities in a bundle: our own, and what was there before.
 const MOST_AUTHORITIES: usize = 4;
 
-/// Keeps the certificate up to date.
-pub struct Keeper {
+pub(crate) struct Keeper {
     pub(crate) kube: Arc<Kube>,
     pub(crate) serving: Arc<Serving>,
     pub(crate) changes: Arc<Changes>,
@@ -59,13 +55,12 @@ struct Kept {
 
 impl Keeper {
     /// A certificate that nobody trusts, for handshakes until there is a better one. Errors: It cannot be made.
-    pub fn temporary(&self) -> Result<Arc<CertifiedKey>, String> {
+    pub(crate) fn temporary(&self) -> Result<Arc<CertifiedKey>, String> {
         let made = Kept::make(None, &self.names(), unix_now())?;
         certified_key(made.chain.as_bytes(), made.key.as_bytes())
     }
 
-    /// Looks after the certificate, for ever.
-    pub fn keep(&self) {
+    pub(crate) fn keep(&self) {
         loop {
             let result = self.round();
             self.changes.note("serving certificate", &result);
@@ -115,9 +110,9 @@ impl Keeper {
 
     /// The names that the API server may ask for; the first is what it does ask for.
     fn names(&self) -> Vec<String> {
-        let base = format!("{}.{}", self.service, self.namespace);
-        let [svc, local] = [".svc", ".svc.cluster.local"].map(|suffix| format!("{base}{suffix}"));
-        vec![svc, local, base, self.service.clone(), "localhost".to_owned()]
+        let Self { service, namespace, .. } = self;
+        let places = [".svc", ".svc.cluster.local", ""].map(|domain| format!("{service}.{namespace}{domain}"));
+        places.into_iter().chain([service.clone(), "localhost".to_owned()]).collect()
     }
 
     /// Makes our APIServices trust `authority`; true if one of them had to be changed that trusted another.
@@ -146,7 +141,7 @@ impl Keeper {
         let text = |pointer: &str| service.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let owner = (text("/spec/service/namespace"), text("/spec/service/name"));
         if owner != (self.namespace.as_str(), self.service.as_str()) {
-            let (owner, place) = (owner.1, owner.0);
+            let (place, owner) = owner;
             return Err(refusal!(
                 ForeignSlot,
                 "APIService {name} belongs to Service {place}/{owner} and is left alone"
@@ -186,13 +181,11 @@ impl Kept {
     }
 
     fn data(&self) -> Value {
+        let text = |text: &str| base64(text.as_bytes());
         json!({
-            "ca.crt": base64(self.authority.as_bytes()),
-            "ca.key": base64(self.authority_key.as_bytes()),
-            "tls.crt": base64(self.chain.as_bytes()),
-            "tls.key": base64(self.key.as_bytes()),
-            "renew": base64(self.renew.to_string().as_bytes()),
-            "renew-ca": base64(self.renew_authority.to_string().as_bytes()),
+            "ca.crt": text(&self.authority), "ca.key": text(&self.authority_key), "tls.crt": text(&self.chain),
+            "tls.key": text(&self.key), "renew": text(&self.renew.to_string()),
+            "renew-ca": text(&self.renew_authority.to_string()),
         })
     }
 
@@ -214,8 +207,7 @@ impl Kept {
         now < self.renew && now < self.renew_authority && verify().is_some()
     }
 
-    /// A new certificate, of the authority that is there as long as that is not due. A new authority
-    /// stands before the old one, which is trusted until the next.
+    /// A new certificate, of the authority that is there until that is due. The old one stays trusted until the next.
     fn make(old: Option<Self>, names: &[String], now: u64) -> Result<Self, String> {
         let text = |error: rcgen::Error| format!("a certificate cannot be made: {error}");
         let mut params = CertificateParams::new(Vec::new()).map_err(text)?;

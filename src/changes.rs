@@ -7,18 +7,13 @@ use crate::error::{Error, Reason};
 use crate::lock;
 
 /// The last known state of each thing that can fail.
+/// Each with the reason it fails for, if it does, and how often it did so far.
 #[derive(Debug, Default)]
-pub struct Changes(Mutex<BTreeMap<&'static str, State>>);
-
-#[derive(Debug, Default)]
-struct State {
-    failing: Option<Reason>,
-    failures: u64,
-}
+pub(crate) struct Changes(Mutex<BTreeMap<&'static str, (Option<Reason>, u64)>>);
 
 impl Changes {
     /// Notes how `thing` went, and logs it if that is another state than before.
-    pub fn note<T>(&self, thing: &'static str, result: &Result<T, Error>) {
+    pub(crate) fn note<T>(&self, thing: &'static str, result: &Result<T, Error>) {
         if let Some((level, line)) = self.change(thing, result.as_ref().err()) {
             log::log!(level, "{line}");
         }
@@ -26,17 +21,16 @@ impl Changes {
 
     fn change(&self, thing: &'static str, error: Option<&Error>) -> Option<(log::Level, String)> {
         let mut states = lock(&self.0);
-        let state = states.entry(thing).or_default();
-        let before = state.failing;
-        state.failing = error.map(|error| error.reason);
+        let (failing, failures) = states.entry(thing).or_default();
+        let before = std::mem::replace(failing, error.map(|error| error.reason));
         match error {
             Some(error) => {
-                state.failures += 1;
+                *failures += 1;
                 (before != Some(error.reason))
                     .then(|| (log::Level::Warn, format!("{thing}: {}: {}", error.reason.word(), error.message)))
             }
             None => {
-                let failures = std::mem::take(&mut state.failures);
+                let failures = std::mem::take(failures);
                 before.map(|_| (log::Level::Info, format!("{thing}: works again (failures: {failures})")))
             }
         }

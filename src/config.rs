@@ -1,7 +1,5 @@
-//! Settings from the environment: all of them read once, all mistakes reported at once.
-//!
-//! What is wrong in its syntax ends the start. What can be mended while the process runs (no token
-//! yet, the placeholder cluster name) is kept, and reads say how to mend it.
+//! Settings from the environment: all of them read once, all mistakes in their syntax reported at once. What can be
+//! mended while the process runs (no token yet, the placeholder cluster name) is kept, and reads say how to mend it.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,13 +9,12 @@ use std::time::Duration;
 
 use crate::error::quoted;
 
-/// The cluster name that the manifests ship with.
 pub const PLACEHOLDER_CLUSTER: &str = "YourClusterName";
 
 const DEFAULT_ENDPOINT: &str = "https://app.sysdigcloud.com";
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const ENDPOINT: &str =
-    "https://HOST[:PORT][/PATH], such as https://app.sysdigcloud.com/api/ (http:// only for this machine)";
+    "https://HOST[:PORT][/PATH], as https://app.sysdigcloud.com/api/ (http:// for this machine only)";
 const TLS: &str = "1.2 or 1.3";
 const CLUSTER: &str = "the cluster's name as Sysdig Monitor shows it, without quotes or backslashes";
 
@@ -37,7 +34,6 @@ impl Secret {
         (!text.is_empty()).then(|| Self(text.to_owned()))
     }
 
-    /// The text itself, for the one header it is made for.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -49,67 +45,58 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where the Sysdig token comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenSource {
     /// `SDC_TOKEN_FILE`, read anew for every query.
     File(PathBuf),
-    /// `SDC_TOKEN`.
     Given(Secret),
-    /// Neither is set.
     Missing,
 }
 
-/// All settings. Names in capitals are environment variables.
+/// All settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `SDC_ENDPOINT` without `/api` and without trailing slash: `https://app.sysdigcloud.com`.
     pub endpoint: String,
-    /// `SDC_TOKEN` or `SDC_TOKEN_FILE`.
     pub token: TokenSource,
     /// `CLUSTER_NAME`: the cluster's name in Sysdig Monitor; None while it is the placeholder or empty.
     pub cluster: Option<String>,
-    /// `SDC_CA_FILE`: trusted for Sysdig instead of the built-in roots.
+    /// `SDC_BACKEND`: whether PromQL is asked, or the Data API; None leaves it to the metric.
+    pub promql: Option<bool>,
     pub sysdig_ca_file: Option<PathBuf>,
     /// `SDC_TIMEOUT`: for one query, from name resolution to the last byte.
     pub sysdig_timeout: Duration,
     /// `SDC_MAX_CONCURRENT`: reads worked on at the same time.
     pub max_concurrent: usize,
-    /// `MAX_AGE`: nothing older is served.
     pub max_age: Duration,
     /// `LISTEN_ADDR`; None means `[::]:10250`, or `0.0.0.0:10250` without IPv6.
     pub listen: Option<SocketAddr>,
-    /// `TLS_CERT_FILE` and `TLS_KEY_FILE`.
     pub tls_files: Option<(PathBuf, PathBuf)>,
-    /// `TLS_MIN_VERSION` is 1.3.
     pub tls13_only: bool,
     /// `SOCKET_DIR` or `TMPDIR`: where a fresh private directory for the inner sockets is made.
     pub socket_dir: PathBuf,
     /// `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT` as an URL; None outside a pod.
     pub kubernetes: Option<String>,
-    /// `SERVICE_ACCOUNT_DIR`: holds `token`, `ca.crt` and `namespace`.
     pub service_account_dir: PathBuf,
-    /// `SERVICE_NAME`: the Service in front of the adapter.
     pub service_name: String,
 }
 
 impl Config {
-    /// Reads the settings through `variable`, which yields None for what is not set.
-    /// Errors: one line for each mistake, naming the variable and what would be right.
+    /// Reads the settings. Errors: one line for each mistake, naming the variable and what would be right.
     pub fn read(variable: impl Fn(&str) -> Option<Result<String, String>>) -> Result<Self, Vec<String>> {
         const ADDRESS: &str = "an address with a port, such as 0.0.0.0:10250 or [::]:10250";
+        let backends = [("auto", None), ("data", Some(false)), ("promql", Some(true))];
+        let backend = |text: &str| backends.iter().find(|(name, _)| *name == text).map(|(_, promql)| *promql);
+        let number = |text: &str| text.parse().ok().filter(|n| (1..=64).contains(n));
         let mut env = Reader { variable: &variable, mistakes: Vec::new() };
         let config = Self {
             endpoint: env.parse("SDC_ENDPOINT", ENDPOINT, endpoint).unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
             token: env.token(),
             cluster: env.parse("CLUSTER_NAME", CLUSTER, cluster).filter(|name| name != PLACEHOLDER_CLUSTER),
+            promql: env.parse("SDC_BACKEND", "auto, data or promql", backend).flatten(),
             sysdig_ca_file: env.path("SDC_CA_FILE"),
             sysdig_timeout: env.duration("SDC_TIMEOUT", ["100ms", "30s"], "5s"),
-            max_concurrent: env
-                .parse("SDC_MAX_CONCURRENT", "a number from 1 to 64", |text| {
-                    text.parse().ok().filter(|n| (1..=64).contains(n))
-                })
-                .unwrap_or(4),
+            max_concurrent: env.parse("SDC_MAX_CONCURRENT", "a number from 1 to 64", number).unwrap_or(4),
             // The shortest age still holds a whole window of samples.
             max_age: env.duration("MAX_AGE", ["60s", "1h"], "120s"),
             listen: env.parse("LISTEN_ADDR", ADDRESS, |text| text.parse().ok()),
@@ -118,12 +105,7 @@ impl Config {
             socket_dir: env.path("SOCKET_DIR").unwrap_or_else(std::env::temp_dir),
             kubernetes: env.kubernetes(),
             service_account_dir: env.path("SERVICE_ACCOUNT_DIR").unwrap_or_else(|| SERVICE_ACCOUNT.into()),
-            service_name: env
-                .parse("SERVICE_NAME", "the name of a Kubernetes Service", |text| {
-                    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-                    (text.len() <= 63 && text.bytes().all(fits)).then(|| text.to_owned())
-                })
-                .unwrap_or_else(|| "api".to_owned()),
+            service_name: env.parse("SERVICE_NAME", "a Service's name", service).unwrap_or_else(|| "api".to_owned()),
         };
         if env.mistakes.is_empty() { Ok(config) } else { Err(env.mistakes) }
     }
@@ -189,10 +171,14 @@ impl Reader<'_> {
 
     fn kubernetes(&mut self) -> Option<String> {
         let host = self.parse("KUBERNETES_SERVICE_HOST", "a host name or an address", host)?;
-        let port =
-            self.parse("KUBERNETES_SERVICE_PORT", "1 to 65535", |it| it.parse().ok()).map_or(443, NonZeroU16::get);
-        Some(format!("https://{host}:{port}"))
+        let port = self.parse("KUBERNETES_SERVICE_PORT", "1 to 65535", |it| it.parse::<NonZeroU16>().ok());
+        Some(format!("https://{host}:{}", port.map_or(443, NonZeroU16::get)))
     }
+}
+
+fn service(text: &str) -> Option<String> {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (text.len() <= 63 && text.bytes().all(fits)).then(|| text.to_owned())
 }
 
 /// A host for an URL; a bare IPv6 address gets its brackets.
@@ -228,24 +214,19 @@ fn endpoint(text: &str) -> Option<String> {
     fits.then(|| format!("{scheme}://{host}{number}{path}"))
 }
 
-/// A cluster name goes into a filter that knows no escapes.
+/// It goes into a filter that knows no escapes.
 fn cluster(text: &str) -> Option<String> {
     let fits = text.len() <= 253 && !text.chars().any(|c| c.is_control() || matches!(c, '\'' | '"' | '\\'));
     fits.then(|| text.to_owned())
 }
 
 /// One number with one unit: `500ms`, `5s`, `2m`, `1h`.
-fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
     let number: u64 = number.parse().ok()?;
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return None,
-    };
-    number.checked_mul(millis).map(Duration::from_millis)
+    let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+    let (_, millis) = units.iter().find(|(name, _)| *name == unit)?;
+    number.checked_mul(*millis).map(Duration::from_millis)
 }
 
 #[cfg(test)]

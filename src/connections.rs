@@ -11,15 +11,14 @@ use crate::lock;
 /// How long a new connection waits for the end of one that was closed for it.
 const ENDING: Duration = Duration::from_secs(1);
 
-/// All connections that are open at the door.
-pub struct Connections {
+pub(crate) struct Connections {
     places: usize,
     /// The other places are for connections that were closed and whose threads still end.
     capacity: usize,
     live: Mutex<Live>,
     gone: Condvar,
     /// Answers are the last of their connections; see [`Self::close_idle`].
-    pub draining: AtomicBool,
+    pub(crate) draining: AtomicBool,
 }
 
 #[derive(Default)]
@@ -36,22 +35,20 @@ struct Entry {
 }
 
 /// A connection's place; given back when dropped.
-pub struct Ticket {
+pub(crate) struct Ticket {
     connections: Arc<Connections>,
     id: u64,
 }
 
 impl Connections {
-    /// Never more than `places` threads with a connection.
-    pub fn new(places: usize) -> Self {
+    pub(crate) fn new(places: usize) -> Self {
         let capacity = places - (places / 4).clamp(1, places);
         Self { places, capacity, live: Mutex::default(), gone: Condvar::new(), draining: AtomicBool::new(false) }
     }
 
-    /// Takes a place. When all are taken, the oldest connection that proved nothing is closed for
-    /// the new one, so that neither the aggregator nor a kubelet can be kept out by silent peers;
-    /// None if every place is held by a verified peer, or too many that were closed do not end.
-    pub fn admit(self: &Arc<Self>, stream: &Arc<TcpStream>) -> Option<Ticket> {
+    /// Takes a place. When all are taken, the oldest connection that proved nothing is closed for the new one: nobody
+    /// can be kept out by silent peers. None if only verified peers hold them, or too many that were closed do not end.
+    pub(crate) fn admit(self: &Arc<Self>, stream: &Arc<TcpStream>) -> Option<Ticket> {
         let mut live = lock(&self.live);
         if live.entries.len() >= self.capacity {
             let oldest = *live.entries.iter().find(|(_, entry)| !entry.verified)?.0;
@@ -59,10 +56,8 @@ impl Connections {
                 let _ = entry.stream.shutdown(Shutdown::Both);
             }
         }
-        let (mut live, patience) = self
-            .gone
-            .wait_timeout_while(live, ENDING, |live| live.tickets >= self.places)
-            .unwrap_or_else(PoisonError::into_inner);
+        let room = self.gone.wait_timeout_while(live, ENDING, |live| live.tickets >= self.places);
+        let (mut live, patience) = room.unwrap_or_else(PoisonError::into_inner);
         if patience.timed_out() {
             return None;
         }
@@ -74,28 +69,24 @@ impl Connections {
     }
 
     /// Whether places are scarce, such that nobody unknown should hold one for long.
-    pub fn crowded(&self) -> bool {
+    pub(crate) fn crowded(&self) -> bool {
         lock(&self.live).tickets > self.places / 4
     }
 
-    /// Closes what waits for a request, and waits up to `patience` for what is being answered.
-    /// True if no connection is left.
-    pub fn close_idle(&self, patience: Duration) -> bool {
+    /// Closes what waits for a request, and waits for what is being answered. True if no connection is left.
+    pub(crate) fn close_idle(&self, patience: Duration) -> bool {
         let live = lock(&self.live);
         for entry in live.entries.values().filter(|entry| !entry.busy) {
             let _ = entry.stream.shutdown(Shutdown::Read);
         }
-        let (live, _) = self
-            .gone
-            .wait_timeout_while(live, patience, |live| !live.entries.is_empty())
-            .unwrap_or_else(PoisonError::into_inner);
-        live.entries.is_empty()
+        let ended = self.gone.wait_timeout_while(live, patience, |live| !live.entries.is_empty());
+        ended.unwrap_or_else(PoisonError::into_inner).0.entries.is_empty()
     }
 }
 
 impl Ticket {
     /// Notes whether the peer proved who it is, and whether a request of it is being worked on.
-    pub fn set(&self, verified: bool, busy: bool) {
+    pub(crate) fn set(&self, verified: bool, busy: bool) {
         if let Some(entry) = lock(&self.connections.live).entries.get_mut(&self.id) {
             entry.verified = verified;
             entry.busy = busy;

@@ -1,5 +1,4 @@
 //! The common name out of a certificate's DER subject: the one thing webpki does not tell.
-//!
 //! Pure. Reads what RFC 5280 §4.1.2.4 allows, definite lengths only, and nothing else.
 //! Source: <https://www.rfc-editor.org/rfc/rfc5280#section-4.1.2.4>.
 

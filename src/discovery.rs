@@ -1,68 +1,49 @@
 //! Discovery: which group, versions and metrics there are, their OpenAPI, and the form a client accepts.
-//!
-//! Made from memory alone, bounded and never empty, because a client that gets no valid document here
-//! (kubectl, the namespace controller) fails for every resource of the cluster, not only for metrics.
+//! From memory alone and never empty: a client that gets no valid document here fails for every resource there is.
 //! Sources: <https://kubernetes.io/docs/concepts/overview/kubernetes-api/#discovery-api> and
 //! <https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/3352-aggregated-discovery>.
-//!
-//! kube-apiserver reads `/openapi/v2` every minute and merges what lies under `/apis/GROUP/VERSION/` into its own
-//! document, so one mistake there would spoil `kubectl explain` for the whole cluster. Therefore nothing in the
-//! `openapi-*.json` files is shared with Kubernetes' documents: every `$ref` stays within its document, Kubernetes'
-//! own types are written out in place, and operationIds begin with `readSysdigMetric`.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hasher};
 
 use serde_json::{Value, json};
 
-use crate::route::{GROUP, Resource, is_metric_id};
+use crate::promql;
+use crate::route::{GROUP, Resource, VERSIONS, is_metric_id};
 
 /// Largest resource list. The aggregator fetches five copies in parallel every 30 seconds, per version.
 const MAX_BODY: usize = 256 * 1024;
-/// Ids of Sysdig's own metrics. They stand in for the list until it is known, and stay when it must be cut.
-/// Source: <https://docs.sysdig.com/en/docs/sysdig-monitor/using-monitor/metrics/metrics-library/sysdig-legacy-format/>.
-const WELL_KNOWN: &str = "container.count cpu.cores.used cpu.quota.used.percent cpu.used.percent file.bytes.total \
-    file.error.total.count file.iops.total fs.used.percent memory.bytes.used memory.limit.used.percent \
-    memory.used.percent net.bytes.total net.error.count net.http.error.count net.http.request.count \
-    net.http.request.time net.request.count net.request.time";
+pub(crate) const ROOT: &str = r#"{"paths":["/apis","/apis/custom.metrics.k8s.io","/apis/custom.metrics.k8s.io/v1beta1","/apis/custom.metrics.k8s.io/v1beta2","/healthz","/livez","/openapi/v2","/openapi/v3","/readyz","/version"]}"#;
 
-/// What is served, for `/`.
-pub const ROOT: &str = r#"{"paths":["/apis","/apis/custom.metrics.k8s.io","/apis/custom.metrics.k8s.io/v1beta1","/apis/custom.metrics.k8s.io/v1beta2","/healthz","/livez","/openapi/v2","/openapi/v3","/readyz","/version"]}"#;
+const API_GROUP: &str = r#""name":"custom.metrics.k8s.io","versions":[{"groupVersion":"custom.metrics.k8s.io/v1beta2","version":"v1beta2"},{"groupVersion":"custom.metrics.k8s.io/v1beta1","version":"v1beta1"}],"preferredVersion":{"groupVersion":"custom.metrics.k8s.io/v1beta2","version":"v1beta2"}}"#;
 
-macro_rules! group {
-    () => {
-        r#""name":"custom.metrics.k8s.io","versions":[{"groupVersion":"custom.metrics.k8s.io/v1beta2","version":"v1beta2"},{"groupVersion":"custom.metrics.k8s.io/v1beta1","version":"v1beta1"}],"preferredVersion":{"groupVersion":"custom.metrics.k8s.io/v1beta2","version":"v1beta2"}}"#
-    };
+/// Source: <https://pkg.go.dev/k8s.io/apimachinery/pkg/apis/meta/v1#APIGroup>.
+pub(crate) fn api_group() -> String {
+    format!(r#"{{"kind":"APIGroup","apiVersion":"v1",{API_GROUP}"#)
 }
 
-/// The APIGroup, for `/apis/custom.metrics.k8s.io`.
-/// Source: <https://pkg.go.dev/k8s.io/apimachinery/pkg/apis/meta/v1#APIGroup>.
-pub const API_GROUP: &str = concat!(r#"{"kind":"APIGroup","apiVersion":"v1","#, group!());
-
-/// The APIGroupList, for `/apis`.
 /// Source: <https://pkg.go.dev/k8s.io/apimachinery/pkg/apis/meta/v1#APIGroupList>.
-pub const API_GROUP_LIST: &str = concat!(r#"{"kind":"APIGroupList","apiVersion":"v1","groups":[{"#, group!(), "]}");
+pub(crate) fn api_group_list() -> String {
+    format!(r#"{{"kind":"APIGroupList","apiVersion":"v1","groups":[{{{API_GROUP}]}}"#)
+}
 
 /// The APIGroupDiscoveryList of version `v2` or `v2beta1`, for `/apis` to those who ask for it.
-///
-/// It lists no resources, so that its size does not depend on the number of metrics: kubectl, the
-/// HorizontalPodAutoscaler and the namespace controller need the group and its versions only.
+/// It lists no resources, so that its size does not depend on the metrics; clients need the versions only.
 /// Source: <https://pkg.go.dev/k8s.io/api/apidiscovery/v2#APIGroupDiscoveryList>.
-pub fn api_group_discovery_list(version: &str) -> String {
+pub(crate) fn api_group_discovery_list(version: &str) -> String {
     let versions = r#"[{"version":"v1beta2","resources":[],"freshness":"Current"},{"version":"v1beta1","resources":[],"freshness":"Current"}]"#;
     format!(
         r#"{{"kind":"APIGroupDiscoveryList","apiVersion":"apidiscovery.k8s.io/{version}","metadata":{{}},"items":[{{"metadata":{{"name":"{GROUP}"}},"versions":{versions}}}]}}"#
     )
 }
 
-/// The APIResourceList of a version, for `/apis/custom.metrics.k8s.io/VERSION`: `services/net.http.request.count`.
-///
+/// The APIResourceList of a version, for `/apis/GROUP/VERSION`: `services/net.http.request.count`.
 /// At most 256 KiB: services first, and of their metrics the well-known ones. What is left out can be read all the
 /// same. Names that cannot stand in a path are skipped.
 /// The cost grows with `metrics`, so this is for when they change, not for every request.
 /// Source: <https://pkg.go.dev/k8s.io/apimachinery/pkg/apis/meta/v1#APIResourceList>.
-pub fn api_resource_list(version: &str, metrics: &[String]) -> String {
-    let well_known = || WELL_KNOWN.split(' ').map(|name| (false, name));
+pub(crate) fn api_resource_list(version: &str, metrics: &[String]) -> String {
+    let well_known = || promql::OWN.lines().filter_map(|line| Some((false, line.split(' ').next()?)));
     let known = metrics.iter().map(String::as_str).filter(|name| is_metric_id(name));
     let mut names: BTreeSet<_> = known.map(|name| (well_known().all(|(_, known)| known != name), name)).collect();
     if names.is_empty() {
@@ -81,47 +62,38 @@ pub fn api_resource_list(version: &str, metrics: &[String]) -> String {
     list + "]}"
 }
 
-/// The document of both versions, for `/openapi/v2`.
-pub const OPENAPI_V2: &str = include_str!("openapi-v2.json");
+pub(crate) const OPENAPI_V2: &str = include_str!("openapi-v2.json");
 
-/// Where the version 3 documents are, for `/openapi/v3`. The hash lets clients keep them until they change.
 /// Source: <https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/2896-openapi-v3>.
-pub fn openapi_v3_index() -> Value {
-    let url = |version: &str| {
+pub(crate) fn openapi_v3_index() -> Value {
+    let [v1beta2, v1beta1] = VERSIONS.map(|version| {
         let hash = etag(openapi_v3(version).as_bytes()).replace('"', "");
         json!({ "serverRelativeURL": format!("/openapi/v3/apis/{GROUP}/{version}?hash={hash}") })
-    };
-    let (v1beta1, v1beta2) = (url("v1beta1"), url("v1beta2"));
+    });
     json!({ "paths": { "apis/custom.metrics.k8s.io/v1beta1": v1beta1, "apis/custom.metrics.k8s.io/v1beta2": v1beta2 } })
 }
 
-/// The document of one version, for `/openapi/v3/apis/custom.metrics.k8s.io/VERSION`.
-pub fn openapi_v3(version: &str) -> &'static str {
+pub(crate) fn openapi_v3(version: &str) -> &'static str {
     match version {
         "v1beta1" => include_str!("openapi-v3-v1beta1.json"),
         _ => include_str!("openapi-v3-v1beta2.json"),
     }
 }
 
+const LIST: &str = "APIGroupDiscoveryList";
 /// Media ranges of an `Accept` header that are looked at; clients send three.
 const MAX_RANGES: usize = 64;
 
-/// The form in which a client wants `/apis`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Form {
     /// Groups and versions in one document of version `v2` or `v2beta1` of `apidiscovery.k8s.io`.
     Aggregated(&'static str),
-    /// Only forms that are not served; the answer is 406.
     NotAcceptable,
-    /// Plain JSON.
     Plain,
 }
 
-/// The entity tag of a body.
-///
-/// It need not withstand attack, as all bodies are our own, and 64 bits tell their few versions apart. The hasher's
-/// keys are fixed, so replicas of one build agree; another build may hash differently, which costs one more download.
-pub fn etag(body: &[u8]) -> String {
+/// It need not withstand attack: all bodies are our own. Replicas of one build agree, as the hasher's keys are fixed.
+pub(crate) fn etag(body: &[u8]) -> String {
     let mut hasher = DefaultHasher::new();
     hasher.write(body);
     format!("\"{:016X}\"", hasher.finish())
@@ -129,40 +101,35 @@ pub fn etag(body: &[u8]) -> String {
 
 /// Whether `If-None-Match` names this tag, so that 304 is the answer.
 /// Source: <https://www.rfc-editor.org/rfc/rfc9110#name-if-none-match>.
-pub fn not_modified(if_none_match: Option<&str>, etag: &str) -> bool {
+pub(crate) fn not_modified(if_none_match: Option<&str>, etag: &str) -> bool {
     let mut tags = if_none_match.unwrap_or_default().split(',').map(str::trim);
     tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
-/// Whether `Accept` allows JSON. Without that header anything is allowed.
-pub fn accepts_json(accept: Option<&str>) -> bool {
-    forms(accept).any(|(quality, form)| quality > 0 && form == Form::Plain)
+pub(crate) fn accepts_json(accept: Option<&str>) -> bool {
+    forms(accept).any(|(quality, form)| quality > 0.0 && form == Form::Plain)
 }
 
-/// The form of `/apis` that `Accept` prefers: by weight, then the one named first.
-pub fn negotiate_apis(accept: Option<&str>) -> Form {
-    let better = |best: (u16, Form), found: (u16, Form)| if found.0 > best.0 { found } else { best };
-    forms(accept).fold((0, Form::NotAcceptable), better).1
+pub(crate) fn negotiate_apis(accept: Option<&str>) -> Form {
+    forms(accept).fold((0.0, Form::NotAcceptable), |best, found| if found.0 > best.0 { found } else { best }).1
 }
 
-/// What the media ranges ask for, each with its weight in thousandths.
-fn forms(accept: Option<&str>) -> impl Iterator<Item = (u16, Form)> {
+fn forms(accept: Option<&str>) -> impl Iterator<Item = (f32, Form)> {
     let accept = accept.filter(|text| text.contains(|c: char| c != ',' && !c.is_whitespace())).unwrap_or("*/*");
-    let ranges = accept.split(',').map(str::trim).filter(|range| !range.is_empty());
-    ranges.take(MAX_RANGES).filter_map(parse_range)
+    accept.split(',').map(str::trim).filter(|range| !range.is_empty()).take(MAX_RANGES).filter_map(parse_range)
 }
 
 /// A range with any of `g`, `v` and `as` asks for another object in place of the plain one (kubectl asks for tables).
 /// Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/#alternate-representations-of-resources>.
-fn parse_range(text: &str) -> Option<(u16, Form)> {
+fn parse_range(text: &str) -> Option<(f32, Form)> {
     let mut parts = text.split(';').map(str::trim);
     let essence = parts.next()?.to_ascii_lowercase();
-    let (mut quality, mut special) = (1000, [None; 3]);
+    let (mut quality, mut special) = (1.0, [None; 3]);
     for part in parts {
         let (key, value) = part.split_once('=').unwrap_or((part, ""));
         let value = value.trim().trim_matches('"');
         match key.trim().to_ascii_lowercase().as_str() {
-            "q" => quality = parse_quality(value)?,
+            "q" => quality = value.parse().ok().filter(|weight| (0.0..=1.0).contains(weight))?,
             "g" => special[0] = Some(value),
             "v" => special[1] = Some(value),
             "as" => special[2] = Some(value),
@@ -171,23 +138,17 @@ fn parse_range(text: &str) -> Option<(u16, Form)> {
     }
     let form = match (essence.as_str(), special) {
         ("*/*" | "application/*" | "application/json", [None, None, None]) => Form::Plain,
-        ("application/json", [Some("apidiscovery.k8s.io"), Some(version), Some("APIGroupDiscoveryList")]) => {
-            Form::Aggregated(["v2", "v2beta1"].into_iter().find(|served| *served == version)?)
-        }
+        ("application/json", [Some("apidiscovery.k8s.io"), Some("v2"), Some(LIST)]) => Form::Aggregated("v2"),
+        ("application/json", [Some("apidiscovery.k8s.io"), Some("v2beta1"), Some(LIST)]) => Form::Aggregated("v2beta1"),
         _ => return None,
     };
     Some((quality, form))
 }
 
-fn parse_quality(text: &str) -> Option<u16> {
-    let quality: f32 = text.parse().ok()?;
-    (0.0..=1.0).contains(&quality).then(|| (quality * 1000.0).round() as u16)
-}
-
 fn entry(resource: &Resource, metric: &str) -> String {
-    let (resource, namespaced) = (resource.qualified(), *resource != Resource::NAMESPACES);
+    let (name, namespaced) = (resource.qualified(), resource.is_namespaced());
     format!(
-        r#"{{"name":"{resource}/{metric}","singularName":"","namespaced":{namespaced},"kind":"MetricValueList","verbs":["get"]}}"#
+        r#"{{"name":"{name}/{metric}","singularName":"","namespaced":{namespaced},"kind":"MetricValueList","verbs":["get"]}}"#
     )
 }
 
@@ -222,11 +183,14 @@ mod tests {
             json!({ "groupVersion": "custom.metrics.k8s.io/v1beta1", "version": "v1beta1" }),
         );
         let fields = json!({ "name": GROUP, "versions": [newer, older], "preferredVersion": newer });
-        assert_eq!(parsed(API_GROUP_LIST), json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [fields] }));
+        assert_eq!(
+            parsed(&api_group_list()),
+            json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [fields] })
+        );
         let mut expected = fields;
         expected["kind"] = json!("APIGroup");
         expected["apiVersion"] = json!("v1");
-        assert_eq!(parsed(API_GROUP), expected);
+        assert_eq!(parsed(&api_group()), expected);
     }
 
     #[test]
@@ -260,6 +224,7 @@ mod tests {
                 "daemonsets.apps",
                 "replicasets.apps",
                 "jobs.batch",
+                "nodes",
                 "namespaces"
             ]
             .map(|resource| format!("{resource}/my.metric:a-b_c")),
@@ -272,7 +237,7 @@ mod tests {
             let expected = json!({
                 "name": name,
                 "singularName": "",
-                "namespaced": !name.starts_with("namespaces/"),
+                "namespaced": !name.starts_with("namespaces/") && !name.starts_with("nodes/"),
                 "kind": "MetricValueList",
                 "verbs": ["get"],
             });
@@ -286,12 +251,11 @@ mod tests {
             .map(str::to_owned);
         for metrics in [&[][..], &bad] {
             let names = names(&api_resource_list("v1beta2", metrics));
-            assert_eq!(names.len(), 18 * Resource::ALL.len());
+            assert_eq!(names.len(), promql::OWN.lines().count() * Resource::ALL.len());
             assert!(names.contains(&"services/net.http.request.count".to_owned()), "{names:?}");
         }
         let mixed: Vec<String> = bad.into_iter().chain(["ok".to_owned()]).collect();
         assert!(names(&api_resource_list("v1beta2", &mixed)).iter().all(|name| name.ends_with("/ok")));
-        assert!(WELL_KNOWN.split(' ').all(is_metric_id));
     }
 
     #[test]
@@ -307,7 +271,7 @@ mod tests {
             let listed = names(&body);
             assert!(body.len() <= MAX_BODY, "{count}: {}", body.len());
             assert!(listed.contains(&"services/net.http.request.count".to_owned()), "{count}");
-            let whole = listed.len() == 8 * (count + 1);
+            let whole = listed.len() == 9 * (count + 1);
             assert!(whole || body.len() + entry_len > MAX_BODY, "{count}: {} entries", listed.len());
             last = body.len();
         }

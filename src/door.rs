@@ -1,10 +1,7 @@
 //! The TLS port: accepts, bounds, shakes hands, and hands over one request at a time.
-//!
-//! Every connection has a thread. It reads one complete head, judges the client certificate against
-//! the configuration of that moment, opens a Unix socket to the inner server of the request's class,
-//! sends the head anew, relays the answer and goes on. So an inner connection lives for one request
-//! (the inner server's pool cannot starve, nothing can be smuggled behind a request), while the TLS
-//! connection stays alive for the client.
+//! Every connection has a thread. It reads one complete head, judges the client certificate against the configuration
+//! of that moment, opens a Unix socket to the inner server of the request's class, sends the head anew, relays the
+//! answer and goes on: the inner server's pool cannot starve, and nothing can be smuggled behind a request.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Read, Write};
@@ -36,27 +33,24 @@ const VERDICT: Duration = Duration::from_secs(1);
 /// How long a certificate that is not trusted yet waits for a fresh look at the configuration.
 const ROTATION: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_millis(500);
-const LINGER_BYTES: usize = 256 * 1024;
+const LINGER_BYTES: u64 = 256 * 1024;
 const HEAD_UNVERIFIED: usize = 32 * 1024;
 const HEAD_FRONT_PROXY: usize = 1024 * 1024;
 const STACK: usize = 256 * 1024;
 
-/// The port and what lies behind it.
-pub struct Door {
+pub(crate) struct Door {
     pub(crate) connections: Arc<Connections>,
     pub(crate) tls: Arc<ServerConfig>,
     pub(crate) trust: Arc<Trust>,
-    /// The inner server for requests over verified front-proxy connections.
+    /// The inner servers for requests over verified front-proxy connections, and for all others.
     pub(crate) front_proxy: PathBuf,
-    /// The inner server for all other requests.
     pub(crate) direct: PathBuf,
     /// Connections are closed at this age or up to a fifth later, so that replicas share the load.
     pub(crate) age: Duration,
 }
 
 impl Door {
-    /// Accepts connections, for ever.
-    pub fn serve(self: &Arc<Self>, listener: &TcpListener) {
+    pub(crate) fn serve(self: &Arc<Self>, listener: &TcpListener) {
         loop {
             match listener.accept() {
                 Ok((stream, _)) => self.open(stream),
@@ -73,12 +67,11 @@ impl Door {
         let stream = Arc::new(stream);
         let Some(ticket) = self.connections.admit(&stream) else { return };
         let door = Arc::clone(self);
-        let spawned = thread::Builder::new().name("connection".to_owned()).stack_size(STACK).spawn(move || {
-            if let Err(error) = door.connection(&stream, &ticket) {
-                log::debug!("connection: {error}");
-            }
-        });
-        if let Err(error) = spawned {
+        let work = move || {
+            let end = door.connection(&stream, &ticket);
+            end.unwrap_or_else(|error| log::debug!("connection: {error}"));
+        };
+        if let Err(error) = thread::Builder::new().name("connection".to_owned()).stack_size(STACK).spawn(work) {
             log::warn!("a connection was refused, no thread could be started: {error}");
         }
     }
@@ -126,7 +119,6 @@ impl Door {
     }
 }
 
-/// One request over one inner connection.
 fn exchange(socket: &PathBuf, request: &[u8]) -> Result<Vec<u8>, Error> {
     let attempt = || -> io::Result<Vec<u8>> {
         let mut inner = UnixStream::connect(socket)?;
@@ -138,31 +130,28 @@ fn exchange(socket: &PathBuf, request: &[u8]) -> Result<Vec<u8>, Error> {
         inner.read_to_end(&mut answer)?;
         Ok(answer)
     };
-    match attempt() {
-        Ok(answer) if answer.starts_with(b"HTTP/1.1 ") => return Ok(answer),
-        Ok(_) => log::warn!("inner server: no answer"),
-        Err(error) => log::warn!("inner server: {error}"),
-    }
-    Err(internal())
+    let answer = attempt().and_then(|answer| match answer.starts_with(b"HTTP/1.1 ") {
+        true => Ok(answer),
+        false => Err(ErrorKind::UnexpectedEof.into()),
+    });
+    answer.map_err(|error| {
+        log::warn!("inner server: {error}");
+        internal()
+    })
 }
 
 fn internal() -> Error {
     refusal!(Internal, "the adapter failed to answer; its log says why (kubectl logs)")
 }
 
-/// An answer of the door's own, in HTTP/1.1.
 fn encode(response: &Response) -> Vec<u8> {
-    let mut head = format!(
-        "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\n",
-        response.status,
-        tiny_http::StatusCode(response.status).default_reason_phrase(),
-        response.content_type,
-        response.body.len()
+    let Response { status, content_type, headers, body } = response;
+    let (phrase, length) = (tiny_http::StatusCode(*status).default_reason_phrase(), body.len());
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let head = format!(
+        "HTTP/1.1 {status} {phrase}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n{headers}\r\n"
     );
-    for (name, value) in &response.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
-    [head.as_bytes(), b"\r\n", &response.body].concat()
+    [head.as_bytes(), body].concat()
 }
 
 fn jitter(most: Duration) -> Duration {
@@ -201,7 +190,6 @@ impl Write for Timed<'_> {
     }
 }
 
-/// The other side of a connection after the handshake.
 struct Peer<'a> {
     session: ServerConnection,
     socket: Timed<'a>,
@@ -213,8 +201,7 @@ struct Peer<'a> {
 }
 
 impl Peer<'_> {
-    /// The configuration under which this peer speaks for users now, if it does; with `patience`
-    /// for a fresh look at it.
+    /// The configuration under which this peer speaks for users now, if it does; with `patience` for a fresh look.
     fn judge(&mut self, trust: &Trust, patience: Option<Duration>) -> Option<Arc<RequestHeader>> {
         if self.chain.is_empty() {
             return None;
@@ -232,15 +219,11 @@ impl Peer<'_> {
             return *verified;
         }
         let judged = config.judge(&self.chain, UnixTime::now());
-        if let Err(reason) = &judged {
-            log::debug!("{reason}");
-        }
         self.verdict = Some((Arc::clone(config), now, judged.is_ok()));
-        judged.is_ok()
+        judged.map_err(|reason| log::debug!("{reason}")).is_ok()
     }
 
-    /// Reads until the buffer starts with a complete head, and yields its length; 0 if the peer is
-    /// done or silent for too long, and an answer to what is no acceptable head.
+    /// The length of the head that the buffer starts with; 0 if the peer is done or silent for too long.
     fn read_head(&mut self, limit: usize, ticket: &Ticket, verified: bool) -> io::Result<Result<usize, Error>> {
         let mut searched = 0;
         self.socket.deadline = Instant::now() + if self.buffer.is_empty() { IDLE } else { HEAD };
@@ -278,7 +261,6 @@ impl Peer<'_> {
         Ok(count)
     }
 
-    /// Drops the answered head, and the room that an unusually large one took.
     fn forget(&mut self, length: usize) {
         self.buffer.drain(..length.min(self.buffer.len()));
         self.buffer.shrink_to(16 * 1024);
@@ -294,8 +276,7 @@ impl Peer<'_> {
         stream.flush()
     }
 
-    /// Ends the connection such that the last answer arrives: unread bytes would make the kernel
-    /// reset the connection, so some are read and dropped.
+    /// Lets the last answer arrive: unread bytes would make the kernel reset the connection, so some are dropped.
     fn close(&mut self) -> io::Result<()> {
         self.socket.deadline = Instant::now() + LINGER;
         self.session.send_close_notify();
@@ -303,14 +284,7 @@ impl Peer<'_> {
             self.session.write_tls(&mut self.socket)?;
         }
         self.socket.stream.shutdown(Shutdown::Write)?;
-        let mut dropped = 0;
-        let mut chunk = [0; 8 * 1024];
-        while dropped < LINGER_BYTES {
-            match self.socket.read(&mut chunk) {
-                Ok(count) if count > 0 => dropped += count,
-                _ => break,
-            }
-        }
+        let _ = io::copy(&mut Read::take(&mut self.socket, LINGER_BYTES), &mut io::sink());
         Ok(())
     }
 }

@@ -1,19 +1,14 @@
 //! Every refusal the adapter can give, and the one place where it becomes a Kubernetes Status.
-//!
-//! A refusal is read by a person in `kubectl describe hpa`, so its message names the thing and the
-//! mend; [`Reason::word`] is for scripts and stays the same from version to version.
+//! It is read in `kubectl describe hpa`, so its message names the thing and the mend; [`Reason::word`] is for scripts.
 
 use serde_json::json;
 
 use crate::api::Response;
 
-/// The result of what can be refused.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A refusal: what kind it is, and what to tell the reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
-    /// Which refusal this is.
     pub reason: Reason,
     /// Names the thing and the mend; never holds a secret.
     pub message: String,
@@ -34,7 +29,6 @@ macro_rules! reasons {
         pub enum Reason { $(#[doc = concat!("`", $word, "`")] $(#[$doc])* $variant,)+ }
 
         impl Reason {
-            /// All reasons, for tables and tests.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
             /// HTTP status, Kubernetes reason, and the stable word for scripts, alerts and documentation.
@@ -42,7 +36,6 @@ macro_rules! reasons {
                 match self { $(Self::$variant => ($code, $status, $word),)+ }
             }
 
-            /// The stable word for scripts, alerts and documentation.
             pub fn word(self) -> &'static str {
                 self.row().2
             }
@@ -54,7 +47,6 @@ reasons! {
     // The caller.
     /// The request cannot be understood, or asks for what cannot be.
     InvalidRequest = 400 "BadRequest" "invalid-request",
-    /// Nobody proved who is asking.
     Unauthenticated = 401 "Unauthorized" "unauthenticated",
     Forbidden = 403 "Forbidden" "forbidden",
     NotFound = 404 "NotFound" "not-found",
@@ -65,27 +57,19 @@ reasons! {
     HttpVersion = 505 "HTTPVersionNotSupported" "http-version",
     ObjectNotFound = 404 "NotFound" "object-not-found",
     // The metric, as it stands in Sysdig.
-    /// Sysdig has no sample for this object.
     NoData = 404 "NotFound" "no-data",
-    /// Sysdig has no sample of this metric in the whole cluster.
     MetricNotCollected = 404 "NotFound" "metric-not-collected",
-    /// The newest sample is older than `MAX_AGE`.
     TooOld = 503 "ServiceUnavailable" "too-old",
     NotFinite = 422 "UnprocessableEntity" "not-finite",
-    /// A number no HorizontalPodAutoscaler can compute with.
     OutOfRange = 422 "UnprocessableEntity" "out-of-range",
-    /// More than one series for one object.
     Ambiguous = 422 "UnprocessableEntity" "ambiguous",
     // The operator of the adapter.
     NotConfigured = 503 "ServiceUnavailable" "not-configured",
     /// An APIService is not the adapter's, or does not verify it.
     ForeignSlot = 503 "ServiceUnavailable" "foreign-apiservice",
-    /// The adapter's service account lacks a permission.
     KubernetesForbidden = 503 "ServiceUnavailable" "kubernetes-forbidden",
     BackendUnauthorized = 503 "ServiceUnavailable" "backend-unauthorized",
-    /// The token may not read this.
     BackendForbidden = 503 "ServiceUnavailable" "backend-forbidden",
-    /// Sysdig refuses the question itself.
     BackendRejected = 404 "NotFound" "backend-rejected",
     // Nobody, or whoever runs what failed.
     Overloaded = 429 "TooManyRequests" "overloaded",
@@ -96,17 +80,14 @@ reasons! {
     BackendTimeout = 503 "ServiceUnavailable" "backend-timeout",
     BackendUnreachable = 503 "ServiceUnavailable" "backend-unreachable",
     BackendInvalidAnswer = 503 "ServiceUnavailable" "backend-invalid-answer",
-    /// A fault of the adapter itself.
     Internal = 500 "InternalError" "internal",
 }
 
 impl Error {
-    /// A refusal with its message.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), retry_after: None }
     }
 
-    /// Says when asking again makes sense.
     #[must_use]
     pub fn retry_after(mut self, seconds: Option<u64>) -> Self {
         self.retry_after = seconds;
@@ -114,30 +95,20 @@ impl Error {
     }
 
     /// The refusal as a Kubernetes Status; the reason word stands in `details.causes`.
-    ///
     /// Only 429 carries the `Retry-After` header: Kubernetes' client sleeps and retries up to ten
     /// times on any 5xx that has one, which would hold one of the few HPA workers for all that time.
-    ///
     /// Source: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/>.
-    pub fn response(&self) -> Response {
+    pub(crate) fn response(&self) -> Response {
         let (code, reason, word) = self.reason.row();
         let mut details = json!({ "causes": [{ "reason": word }] });
-        if let (Some(seconds), Some(map)) = (self.retry_after, details.as_object_mut()) {
-            map.insert("retryAfterSeconds".to_owned(), seconds.into());
+        if let Some(seconds) = self.retry_after {
+            details["retryAfterSeconds"] = seconds.into();
         }
-        let mut response = Response::json(
-            code,
-            &json!({
-                "kind": "Status",
-                "apiVersion": "v1",
-                "metadata": {},
-                "status": "Failure",
-                "message": self.message,
-                "reason": reason,
-                "details": details,
-                "code": code,
-            }),
-        );
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": self.message,
+            "reason": reason, "details": details, "code": code,
+        });
+        let mut response = Response::json(code, &status);
         if self.reason == Reason::Overloaded {
             response.headers.push(("Retry-After", self.retry_after.unwrap_or(1).to_string()));
         }
@@ -147,12 +118,9 @@ impl Error {
 
 /// Text from outside, made safe to repeat: one line, bounded, without control characters.
 pub fn quoted(text: &str) -> String {
-    const LONGEST: usize = 200;
-    let mut shown: String = text.chars().take(LONGEST).collect();
-    if shown.len() < text.len() {
-        shown.push('…');
-    }
-    format!("{shown:?}")
+    let shown: String = text.chars().take(200).collect();
+    let cut = if shown.len() < text.len() { "…" } else { "" };
+    format!("{:?}", shown + cut)
 }
 
 #[cfg(test)]

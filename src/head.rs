@@ -1,5 +1,4 @@
 //! One HTTP/1 request head: read strictly, and written anew for the inner server.
-//!
 //! Pure. Nothing of the received bytes is passed on but what is listed here: the request line, the
 //! headers in `FORWARDED`, and, from a front proxy, the identity. So there is nothing for two
 //! parsers to disagree about. Source: <https://www.rfc-editor.org/rfc/rfc9112>.
@@ -12,21 +11,16 @@ use crate::error::{Error, quoted, refusal};
 const FORWARDED: [&str; 3] = ["accept", "authorization", "if-none-match"];
 const MOST_HEADERS: usize = 20_000;
 
-/// Under which names the identity arrives and is passed on.
+/// Under which names, in lower case, the identity arrives: of groups all count, else the first that is present.
 /// Source: <https://kubernetes.io/docs/tasks/extend-kubernetes/configure-aggregation-layer/>.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentityHeaders {
-    /// Lower-case names; the first that is present counts.
     pub username: Vec<String>,
-    /// Lower-case names; all that are present count.
     pub group: Vec<String>,
-    /// Lower-case names; the first that is present counts.
     pub uid: Vec<String>,
-    /// Lower-case prefixes.
     pub extra_prefix: Vec<String>,
 }
 
-/// A head as it was received, checked.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Head<'a> {
     method: &'a str,
@@ -43,21 +37,17 @@ pub fn end(bytes: &[u8], from: usize) -> Option<usize> {
 }
 
 impl<'a> Head<'a> {
-    /// Reads a complete head, blank line included.
-    /// Errors: A refusal, after which the connection cannot be used any more: where the next request would
-    /// start is not known, or the sender is not a plain HTTP client.
+    /// Reads a complete head, blank line included. After an error the connection cannot be used any more: where the
+    /// next request would start is not known.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
-        let text = bytes
-            .strip_suffix(b"\r\n\r\n")
-            .ok_or_else(|| refusal!(InvalidRequest, "the request head is incomplete"))?;
+        let incomplete = || refusal!(InvalidRequest, "the request head is incomplete");
+        let text = bytes.strip_suffix(b"\r\n\r\n").ok_or_else(incomplete)?;
         // A line that LF alone ends is not split off, and refused for holding a control character.
-        let mut lines =
-            text.split_inclusive(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r\n").unwrap_or(line));
+        let lines = text.split_inclusive(|&byte| byte == b'\n');
+        let mut lines = lines.map(|line| line.strip_suffix(b"\r\n").unwrap_or(line));
         let (method, target, version) = request_line(lines.next().unwrap_or_default())?;
-        let headers = lines
-            .take(MOST_HEADERS + 1)
-            .map(|line| header(line).ok_or_else(|| refusal!(InvalidRequest, "a header line is malformed")))
-            .collect::<Result<Vec<_>, _>>()?;
+        let headers: Option<Vec<_>> = lines.take(MOST_HEADERS + 1).map(header).collect();
+        let headers = headers.ok_or_else(|| refusal!(InvalidRequest, "a header line is malformed"))?;
         if headers.len() > MOST_HEADERS {
             return Err(refusal!(HeadTooLarge, "more than {MOST_HEADERS} headers"));
         }
@@ -72,10 +62,9 @@ impl<'a> Head<'a> {
     pub fn rebuild(&self, identity: Option<&IdentityHeaders>) -> Vec<u8> {
         let mut out = format!("{} {} HTTP/1.1\r\nHost: adapter\r\nConnection: close\r\n", self.method, self.target);
         for name in FORWARDED {
-            let mut values = self.values(name).filter_map(ascii).peekable();
-            if values.peek().is_some() {
-                let joined = values.collect::<Vec<_>>().join(", ");
-                let _ = write!(out, "{name}: {joined}\r\n");
+            let values: Vec<&str> = self.values(name).filter_map(ascii).collect();
+            if !values.is_empty() {
+                let _ = write!(out, "{name}: {}\r\n", values.join(", "));
             }
         }
         if let Some(identity) = identity {
@@ -88,14 +77,11 @@ impl<'a> Head<'a> {
     fn write_identity(&self, identity: &IdentityHeaders, out: &mut String) {
         let first =
             |names: &[String]| names.iter().find_map(|name| self.values(name).next().filter(|value| !value.is_empty()));
-        if let Some(user) = first(&identity.username) {
-            let _ = write!(out, "X-Remote-User: {}\r\n", encode(user));
-        }
-        if let Some(uid) = first(&identity.uid) {
-            let _ = write!(out, "X-Remote-Uid: {}\r\n", encode(uid));
-        }
-        for value in identity.group.iter().flat_map(|name| self.values(name)).filter(|value| !value.is_empty()) {
-            let _ = write!(out, "X-Remote-Group: {}\r\n", encode(value));
+        let single = [("User", first(&identity.username)), ("Uid", first(&identity.uid))].into_iter();
+        let groups = identity.group.iter().flat_map(|name| self.values(name)).filter(|value| !value.is_empty());
+        let groups = groups.map(|value| ("Group", Some(value)));
+        for (name, value) in single.chain(groups) {
+            let _ = value.map(|value| write!(out, "X-Remote-{name}: {}\r\n", encode(value)));
         }
         for (name, value) in &self.headers {
             if let Some(key) = identity.extra_prefix.iter().find_map(|prefix| name.strip_prefix(prefix.as_str())) {
@@ -163,8 +149,7 @@ fn request_line(line: &[u8]) -> Result<(&str, &str, u8), Error> {
     }
 }
 
-/// Name in lower case and trimmed value; None for what is no header line. Values may be UTF-8, as
-/// Go sends user names.
+/// Name in lower case and trimmed value, which may be UTF-8, as Go sends user names.
 fn header(line: &[u8]) -> Option<(String, &[u8])> {
     let colon = line.iter().position(|&byte| byte == b':')?;
     let (name, value) = (line.get(..colon)?, line.get(colon + 1..)?);
@@ -183,15 +168,8 @@ fn ascii(bytes: &[u8]) -> Option<&str> {
 }
 
 fn encode(value: &[u8]) -> String {
-    let mut out = String::with_capacity(value.len());
-    for &byte in value {
-        if byte.is_ascii_graphic() && byte != b'%' {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
+    let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'%';
+    value.iter().map(|&b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 #[cfg(test)]

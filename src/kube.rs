@@ -1,5 +1,4 @@
 //! The few questions put to the Kubernetes API, by hand.
-//!
 //! Token and CA are read from their files for every call, since both rotate. No proxy is used.
 //! Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/>.
 
@@ -13,20 +12,23 @@ use ureq::Agent;
 use ureq::http::{Method, Request};
 
 use crate::config::{Config, Secret};
-use crate::error::{Error, Reason, Result, quoted, refusal};
+use crate::error::{Error, Result, quoted, refusal};
 use crate::lock;
 use crate::requestheader::RequestHeader;
-use crate::route::Resource;
-use crate::tls::{Roots, agent, certificates, explain};
+use crate::route::{Resource, percent_encode};
+use crate::sysdig::remark;
+use crate::tls::{agent, certificates, explain};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const LARGEST_ANSWER: u64 = 8 * 1024 * 1024;
 pub(crate) const FULL: &str = "application/json";
 /// Metadata instead of the whole object: a Deployment's pod template can be large, and is nobody's business here.
 const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+/// As many as one page of Sysdig's answers holds.
+pub const MOST_OBJECTS: usize = 1000;
 const REQUEST_HEADER: &str = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
 
-/// The Kubernetes API, asked as the adapter's service account.
 pub struct Kube {
     base: Option<String>,
     directory: PathBuf,
@@ -34,7 +36,6 @@ pub struct Kube {
 }
 
 impl Kube {
-    /// Uses the API server and the service account directory of `config`.
     pub fn new(config: &Config) -> Self {
         Self { base: config.kubernetes.clone(), directory: config.service_account_dir.clone(), agent: Mutex::new(None) }
     }
@@ -45,55 +46,57 @@ impl Kube {
         self.call(Method::GET, &path, METADATA, None, &named(resource, namespace, name)).map(|_| ())
     }
 
-    /// How many of the object's pods are Ready; None where an object does not tell.
-    /// Errors: it does not exist, or the API cannot tell.
-    pub fn ready_pods(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Option<u64>> {
-        if *resource == Resource::SERVICES {
-            return self.ready_endpoints(namespace, name).map(Some);
+    /// The names of the objects whose labels fit `selector`; of the pods, those that have not finished.
+    /// Errors: there are none, there are more than [`MOST_OBJECTS`], or the API cannot tell.
+    pub fn names(&self, resource: &Resource, namespace: &str, selector: &str) -> Result<Vec<String>> {
+        let what = format!("{} of namespace {namespace:?} with labels {selector:?}", resource.plural);
+        let unfinished = "status.phase!=Succeeded,status.phase!=Failed";
+        let fields = if *resource == Resource::PODS { percent_encode(unfinished) } else { String::new() };
+        let query = format!("?limit={MOST_OBJECTS}&labelSelector={}&fieldSelector={fields}", percent_encode(selector));
+        let list = self.call(Method::GET, &path(resource, namespace, &query), METADATA_LIST, None, &what)?;
+        let names = items(&list, "/items").filter_map(|it| it.pointer("/metadata/name")?.as_str());
+        let names: Vec<String> = names.map(str::to_owned).collect();
+        match (names.is_empty(), list["metadata"]["continue"].as_str().is_none_or(str::is_empty)) {
+            (true, _) => Err(refusal!(ObjectNotFound, "there are no {what}")),
+            (_, true) => Ok(names),
+            _ => Err(refusal!(InvalidRequest, "there are more than {MOST_OBJECTS} {what}: select fewer")),
         }
-        if *resource == Resource::NAMESPACES {
-            return Ok(None);
-        }
-        let path = path(resource, namespace, name);
-        let object = self.call(Method::GET, &path, FULL, None, &named(resource, namespace, name))?;
-        if *resource == Resource::PODS {
-            return Ok(Some(u64::from(is_ready(&object))));
-        }
-        Ok(Some(object.pointer(resource.ready).and_then(Value::as_u64).unwrap_or(0)))
     }
 
-    /// The pods behind a Service, as its EndpointSlices list them; each counts once, whatever the
-    /// number of ports and address families.
-    fn ready_endpoints(&self, namespace: &str, service: &str) -> Result<u64> {
-        let path = format!(
-            "/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3D{service}"
-        );
+    /// How many of the object's pods are Ready; None where an object does not tell. Errors: the API cannot tell.
+    pub fn ready_pods(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Option<u64>> {
+        let what = named(resource, namespace, name);
+        let object = || self.call(Method::GET, &path(resource, namespace, name), FULL, None, &what);
+        Ok(Some(match *resource {
+            Resource::SERVICES => self.ready_endpoints(namespace, name)?.len() as u64,
+            Resource::PODS => u64::from(is_ready(&object()?)),
+            _ if !resource.is_namespaced() => return Ok(None),
+            _ => object()?.pointer(resource.ready).and_then(Value::as_u64).unwrap_or(0),
+        }))
+    }
+
+    /// The Ready pods behind a Service, as its EndpointSlices list them, once for each port and address family.
+    pub fn ready_endpoints(&self, namespace: &str, service: &str) -> Result<BTreeSet<String>> {
+        let query = format!("endpointslices?labelSelector=kubernetes.io%2Fservice-name%3D{service}");
+        let path = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/{query}");
         let what = format!("the EndpointSlices of Service {service} in namespace {namespace}");
         let slices = self.call(Method::GET, &path, FULL, None, &what)?;
         let endpoints = items(&slices, "/items").flat_map(|slice| items(slice, "/endpoints"));
         let ready = endpoints.filter(|endpoint| endpoint.pointer("/conditions/ready") != Some(&Value::Bool(false)));
-        let names: BTreeSet<&str> = ready
-            .filter_map(|endpoint| endpoint.pointer("/targetRef/name").or_else(|| endpoint.pointer("/addresses/0")))
-            .filter_map(Value::as_str)
-            .collect();
-        Ok(names.len() as u64)
+        let names =
+            ready.filter_map(|it| it.pointer("/targetRef/name").or_else(|| it.pointer("/addresses/0"))?.as_str());
+        Ok(names.map(str::to_owned).collect())
     }
 
     /// The request header configuration, from its ConfigMap.
     /// Errors: it cannot be read or understood; the message names the mend.
     pub fn request_header(&self) -> Result<RequestHeader> {
-        let what = "ConfigMap kube-system/extension-apiserver-authentication";
-        let config_map = self.call(Method::GET, REQUEST_HEADER, FULL, None, what).map_err(|mut error| {
-            if error.reason == Reason::KubernetesForbidden {
-                error.message =
-                    format!("{}: RoleBinding custom-metrics-auth-reader is missing in kube-system", error.message);
-            }
-            error
-        })?;
+        let what =
+            "ConfigMap extension-apiserver-authentication (RoleBinding custom-metrics-auth-reader in kube-system)";
+        let config_map = self.call(Method::GET, REQUEST_HEADER, FULL, None, what)?;
         RequestHeader::parse(&config_map).map_err(|mistake| unavailable(&format!("{what}: {mistake}")))
     }
 
-    /// The namespace that the adapter runs in.
     pub fn own_namespace(&self) -> String {
         let text = self.file("namespace").ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
         if text.trim().is_empty() { "custom-metrics".to_owned() } else { text.trim().to_owned() }
@@ -103,18 +106,22 @@ impl Kube {
     /// Errors: [`Reason::ObjectNotFound`], [`Reason::KubernetesForbidden`] or [`Reason::KubernetesUnavailable`].
     pub fn call(&self, method: Method, path: &str, accept: &str, body: Option<&Value>, what: &str) -> Result<Value> {
         let (status, answer) = self.exchange(method, path, accept, body)?;
+        let says = || quoted(&remark(&answer));
         match status {
+            400 if accept == METADATA_LIST => {
+                Err(refusal!(InvalidRequest, "the Kubernetes API does not understand {what}: {}", says()))
+            }
             200 | 201 => serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON")),
             401 => Err(unavailable("it does not accept the service account token (401)")),
             403 => Err(refusal!(
                 KubernetesForbidden,
                 "the adapter lacks a permission for {what}, kubectl apply -f manifests/01-sysdig-metrics-rbac.yml \
-                     restores its roles ({})",
-                quoted(&message(&answer))
+                 restores its roles ({})",
+                says()
             )),
             409 => Err(refusal!(KubernetesConflict, "{what} was changed by others meanwhile")),
             404 => Err(refusal!(ObjectNotFound, "{what} does not exist")),
-            other => Err(unavailable(&format!("it answers {other}: {}", quoted(&message(&answer))))),
+            other => Err(unavailable(&format!("it answers {other}: {}", says()))),
         }
     }
 
@@ -143,7 +150,6 @@ impl Kube {
         std::fs::read(&path).map_err(|error| unavailable(&format!("{}: {error}", path.display())))
     }
 
-    /// The client for the CA of this moment.
     fn agent(&self) -> Result<Agent> {
         let ca = self.file("ca.crt")?;
         let mut cached = lock(&self.agent);
@@ -153,45 +159,35 @@ impl Kube {
             return Ok(agent.clone());
         }
         let roots = certificates(&ca).map_err(|mistake| unavailable(&format!("ca.crt holds {mistake}")))?;
-        let made = agent(Roots::Given(roots), TIMEOUT, None);
+        let made = agent(Some(&roots), TIMEOUT, None);
         *cached = Some((ca, made.clone()));
         Ok(made)
     }
 }
 
-fn unavailable(why: &str) -> Error {
+pub(crate) fn unavailable(why: &str) -> Error {
     refusal!(KubernetesUnavailable, "the Kubernetes API cannot be asked: {why}")
 }
 
-fn named(resource: &Resource, namespace: &str, name: &str) -> String {
-    let place = if *resource == Resource::NAMESPACES { String::new() } else { format!(" in namespace {namespace}") };
+pub(crate) fn named(resource: &Resource, namespace: &str, name: &str) -> String {
+    let place = if resource.is_namespaced() { format!(" in namespace {namespace}") } else { String::new() };
     format!("{} {name}{place}", resource.kind)
 }
 
 fn path(resource: &Resource, namespace: &str, name: &str) -> String {
     let Resource { plural, group, api_version, .. } = resource;
     let base = if group.is_empty() { "/api" } else { "/apis" };
-    if *resource == Resource::NAMESPACES {
-        return format!("{base}/{api_version}/{plural}/{name}");
-    }
-    format!("{base}/{api_version}/namespaces/{namespace}/{plural}/{name}")
+    let place = if resource.is_namespaced() { format!("/namespaces/{namespace}") } else { String::new() };
+    let slash = if name.starts_with('?') { "" } else { "/" };
+    format!("{base}/{api_version}{place}/{plural}{slash}{name}")
 }
 
-fn message(body: &[u8]) -> String {
-    let status: Option<Value> = serde_json::from_slice(body).ok();
-    let message = status.as_ref().and_then(|status| status.pointer("/message")).and_then(Value::as_str);
-    message.map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_owned)
-}
-
-fn items<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+pub(crate) fn items<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
     value.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
 }
 
 fn is_ready(pod: &Value) -> bool {
-    items(pod, "/status/conditions").any(|condition| {
-        condition.pointer("/type").and_then(Value::as_str) == Some("Ready")
-            && condition.pointer("/status").and_then(Value::as_str) == Some("True")
-    })
+    items(pod, "/status/conditions").any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
 #[cfg(test)]

@@ -1,5 +1,4 @@
 //! Decimal numbers as Kubernetes quantities: parsed exactly, printed canonically.
-//!
 //! A [`Quantity`] counts billionths, the finest unit Kubernetes has. It never wraps, saturates
 //! or turns a non-zero number into zero: what does not fit is an error.
 //! Source: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>.
@@ -10,8 +9,7 @@ use crate::error::Reason;
 
 const NANOS: i128 = 1_000_000_000;
 
-/// The horizontal pod autoscaler computes in thousandths held in 64 bits, so a quantity beyond
-/// that would be cut there.
+/// An autoscaler computes in thousandths held in 64 bits; a quantity beyond that would be cut there.
 const MAX_NANOS: i128 = i64::MAX as i128 * (NANOS / 1000);
 
 /// Suffixes of the decimal SI form, largest first, with their power of ten in billionths.
@@ -23,19 +21,13 @@ const SUFFIXES: [(u32, &str); 9] =
 pub struct Quantity(i128);
 
 impl Quantity {
-    /// The quantity 0.
     pub const ZERO: Self = Self(0);
 
     /// Reads a decimal as JSON and PromQL write it: `-12.5`, `1e+06`, `NaN`, `+Inf`.
-    ///
     /// Digits below a billionth are rounded half to even, but never to zero.
     /// Errors: [`Reason::NotFinite`] for what is no number, [`Reason::OutOfRange`] beyond 9223372036854775.807.
     pub fn parse(text: &str) -> Result<Self, Reason> {
-        let (negative, unsigned) = match text.as_bytes() {
-            [b'-', ..] => (true, text.get(1..).unwrap_or_default()),
-            [b'+', ..] => (false, text.get(1..).unwrap_or_default()),
-            _ => (false, text),
-        };
+        let (negative, unsigned) = (text.starts_with('-'), text.strip_prefix(['-', '+']).unwrap_or(text));
         if ["nan", "inf", "infinity"].iter().any(|word| unsigned.eq_ignore_ascii_case(word)) {
             return Err(Reason::NotFinite);
         }
@@ -86,16 +78,9 @@ fn scale_digits(digits: &[u8], scale: i64) -> Result<i128, Reason> {
 
 impl fmt::Display for Quantity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 == 0 {
-            return f.write_str("0");
-        }
-        for (power, suffix) in SUFFIXES {
-            let unit = 10_i128.pow(power);
-            if self.0 % unit == 0 {
-                return write!(f, "{}{suffix}", self.0 / unit);
-            }
-        }
-        Ok(())
+        let fits = |(power, _): &&(u32, &str)| self.0 != 0 && self.0 % 10_i128.pow(*power) == 0;
+        let (power, suffix) = SUFFIXES.iter().find(fits).unwrap_or(&(0, ""));
+        write!(f, "{}{suffix}", self.0 / 10_i128.pow(*power))
     }
 }
 

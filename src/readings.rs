@@ -1,7 +1,5 @@
 //! From a typed question to a value: the object must exist, Sysdig must know it, the number must be fresh.
-//!
-//! An error makes an autoscaler hold; a false zero scales production down. So nothing here becomes
-//! zero without proof.
+//! An error makes an autoscaler hold; a false zero scales production down: nothing becomes zero without proof.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -10,13 +8,13 @@ use std::time::Duration;
 use crate::changes::Changes;
 use crate::config::Config;
 use crate::error::{Error, Reason, Result, refusal};
-use crate::kube::Kube;
+use crate::kube::{Kube, named};
 use crate::lock;
 use crate::quantity::Quantity;
-use crate::route::{AVERAGE, Read, Resource};
-use crate::sysdig::{Label, Row, Sysdig, WINDOW};
+use crate::route::{Read, Resource};
+use crate::selector::Requirement;
+use crate::sysdig::{Question, Row, Sysdig};
 
-const NAMESPACE: &str = "kubernetes.namespace.name";
 const WORKLOAD_TYPE: &str = "kubernetes.workload.type";
 const WORKLOAD_NAME: &str = "kubernetes.workload.name";
 const KUBERNETES: &str = "Kubernetes API";
@@ -26,8 +24,10 @@ const COLLECTED: u64 = 600;
 const NOT_COLLECTED: u64 = 60;
 const MOST_METRICS: usize = 1000;
 
-/// Reads metrics of objects.
-pub struct Readings {
+/// An object's name and value, and the end of the window it sums up in Unix seconds.
+pub(crate) type Item = (String, Quantity, u64);
+
+pub(crate) struct Readings {
     kube: Arc<Kube>,
     sysdig: Arc<Sysdig>,
     changes: Arc<Changes>,
@@ -36,68 +36,136 @@ pub struct Readings {
 }
 
 impl Readings {
-    /// Reads objects from `kube` and values from `sysdig`.
-    pub fn new(config: &Config, kube: Arc<Kube>, sysdig: Arc<Sysdig>, changes: Arc<Changes>) -> Self {
+    pub(crate) fn new(config: &Config, kube: Arc<Kube>, sysdig: Arc<Sysdig>, changes: Arc<Changes>) -> Self {
         Self { kube, sysdig, changes, max_age: config.max_age, collected: Mutex::default() }
     }
 
-    /// The value that a question asks for at `now`, and the end of the window it sums up, both in Unix seconds.
-    /// Errors: There is none that could be trusted; the reason says why.
-    pub fn read(&self, read: &Read, now: u64) -> Result<(Quantity, u64)> {
+    /// The values that a question asks for at `now` (Unix seconds): one for an object that is named, and for `*` one
+    /// for each object that has a value to be trusted. Errors: There is none; the reason says why.
+    pub(crate) fn read(&self, read: &Read, now: u64) -> Result<Vec<Item>> {
         self.sysdig.check_configured()?;
-        self.noted(KUBERNETES, self.kube.check_object(read.resource, &read.namespace, &read.object))?;
-        let labels = labels(read);
-        let row = self.noted(SYSDIG, self.sysdig.row(&read.metric, read.aggregation, &labels, now))?;
-        let row = row.ok_or_else(|| unknown_object(read))?;
-        check_age(read, &row, now, self.max_age)?;
-        let quantity = match row.value {
-            Some(Ok(quantity)) if read.aggregation == AVERAGE => quantity,
-            Some(Ok(quantity)) => self.check_all_seen(read, &labels, now).map(|()| quantity)?,
-            Some(Err(reason)) => return Err(unfit(read, reason)),
-            None => self.proved_zero(read, &labels, now)?,
-        };
-        Ok((quantity, row.end))
+        let (question, names) = self.noted(KUBERNETES, self.question(read))?;
+        let mut rows: BTreeMap<String, Row> = BTreeMap::new();
+        for row in self.noted(SYSDIG, self.sysdig.rows(&question, now))? {
+            let (object, metric) = (named(read.resource, &read.namespace, &row.object), &read.metric);
+            if rows.insert(row.object.clone(), row).is_some() {
+                return Err(refusal!(Ambiguous, "Sysdig has more than one series of {metric} for {object}"));
+            }
+        }
+        let row = |name| rows.get(if question.by.is_some() { name } else { "" });
+        let items = names.iter().map(|name| self.item(read, &question, name, row(name.as_str()), now));
+        let (items, refusals): (Vec<_>, Vec<_>) = items.partition(Result::is_ok);
+        match refusals.into_iter().find_map(Result::err) {
+            Some(refusal) if items.is_empty() => Err(refusal),
+            _ => Ok(items.into_iter().flatten().collect()),
+        }
     }
 
-    /// Makes sure that Sysdig sees every Ready pod of the object: a sum over fewer would be too small.
-    fn check_all_seen(&self, read: &Read, labels: &[Label<'_>], now: u64) -> Result<()> {
-        let ready = self.kube.ready_pods(read.resource, &read.namespace, &read.object);
+    /// What Sysdig is asked, and about which objects; they exist.
+    fn question<'a>(&self, read: &'a Read) -> Result<(Question<'a>, Vec<String>)> {
+        let (resource, namespace, all) = (read.resource, &read.namespace, read.object == "*");
+        let mut question = Question {
+            metric: &read.metric,
+            tuning: read.tuning,
+            host: *resource == Resource::NODES,
+            by: Some(resource.label),
+            scope: Vec::new(),
+            labels: &read.labels,
+        };
+        let mut within = |label: &str, values: Vec<String>| {
+            question.scope.push(Requirement { key: label.to_owned(), values });
+        };
+        if !namespace.is_empty() {
+            within(Resource::NAMESPACES.label, vec![namespace.clone()]);
+        }
+        if read.described != resource {
+            within(WORKLOAD_TYPE, vec![resource.workload_type.to_owned()]);
+            question.by = Some(WORKLOAD_NAME);
+        } else if *resource == Resource::SERVICES && self.sysdig.speaks_promql(&read.metric) {
+            // No label tells a Service there, and a pod can be behind several: a Service is what it selects.
+            if all {
+                return Err(refusal!(InvalidRequest, "in PromQL services are read by name only: read pods instead"));
+            }
+            let pods: Vec<String> = self.kube.ready_endpoints(namespace, &read.object)?.into_iter().collect();
+            if pods.is_empty() {
+                return Err(refusal!(NoData, "{} has no ready pods", named(resource, namespace, &read.object)));
+            }
+            within(Resource::PODS.label, pods);
+            question.by = None;
+        }
+        let names = match all {
+            true => self.kube.names(resource, namespace, &read.objects)?,
+            false => self.kube.check_object(resource, namespace, &read.object).map(|()| vec![read.object.clone()])?,
+        };
+        Ok((question.about(&names), names))
+    }
+
+    fn item(&self, read: &Read, question: &Question<'_>, name: &str, row: Option<&Row>, now: u64) -> Result<Item> {
+        let (metric, object, window) =
+            (&read.metric, named(read.resource, &read.namespace, name), question.tuning.window);
+        let Some(row) = row.filter(|row| row.value.is_some() || !question.host) else {
+            let selected = if question.labels.is_empty() { "" } else { " with the labels of the metric's selector" };
+            return Err(refusal!(
+                NoData,
+                "Sysdig has no sample of {metric} for {object}{selected} in the last {window} s: is \
+                 CLUSTER_NAME the name that Sysdig shows, does the token's team see this namespace, does the agent run?"
+            ));
+        };
+        let (age, most) = (now.saturating_sub(row.end), self.max_age.as_secs());
+        if age > most {
+            return Err(refusal!(
+                TooOld,
+                "the newest sample of {metric} for {object} is {age} s old, over MAX_AGE ({most} s)"
+            ));
+        }
+        let quantity = row.value.unwrap_or(Ok(Quantity::ZERO)).map_err(|reason| {
+            let mistake = match reason {
+                Reason::OutOfRange => "is beyond what an autoscaler can compute with (9223372036854775.807)",
+                _ => "is not a finite number",
+            };
+            Error::new(reason, format!("the value of {metric} for {object} {mistake}"))
+        })?;
+        if row.value.is_none() || (question.tuning.group == "sum" && !question.host) {
+            self.check_all_seen(read, question, name, row, now)?;
+        }
+        if row.value.is_none() && !self.is_collected(question, now)? {
+            return Err(refusal!(
+                MetricNotCollected,
+                "Sysdig has no sample of {metric} in the whole cluster within a day: is the id right, and does the agent's \
+                 mode collect it? (agents in essentials mode send no HTTP metrics)"
+            ));
+        }
+        Ok((name.to_owned(), quantity, row.end))
+    }
+
+    /// Makes sure that Sysdig sees every Ready pod of the object: a sum over fewer would be too small, and silence
+    /// means idleness only if Sysdig sees the whole object.
+    fn check_all_seen(&self, read: &Read, question: &Question<'_>, name: &str, row: &Row, now: u64) -> Result<()> {
+        let ready = self.kube.ready_pods(read.resource, &read.namespace, name);
         let ready = self.noted(KUBERNETES, ready)?.unwrap_or(1).max(1);
-        let seen = self.noted(SYSDIG, self.sysdig.pods(labels, now))?;
+        let about = question.clone().about(&[name.to_owned()]);
+        let seen = row.pods.map_or_else(|| self.noted(SYSDIG, self.sysdig.pods(&about, now)), Ok)?;
+        let (metric, object, window) =
+            (&read.metric, named(read.resource, &read.namespace, name), question.tuning.window);
         if seen >= ready {
             return Ok(());
         }
-        let (metric, object) = (&read.metric, object(read));
         Err(refusal!(
             NoData,
-            "Sysdig has no value of {metric} for all of {object}: in the last {WINDOW} s it sees {seen} of its {ready} \
+            "Sysdig has no value of {metric} for all of {object}: in the last {window} s it sees {seen} of its {ready} \
              ready pods, does the Sysdig agent run on every node?"
         ))
     }
 
-    /// Silence means idleness only if Sysdig sees the whole object, and if this metric is collected in
-    /// this cluster at all.
-    fn proved_zero(&self, read: &Read, labels: &[Label<'_>], now: u64) -> Result<Quantity> {
-        self.check_all_seen(read, labels, now)?;
-        if self.is_collected(&read.metric, now)? {
-            return Ok(Quantity::ZERO);
-        }
-        Err(refusal!(
-            MetricNotCollected,
-            "Sysdig has no sample of {} in the whole cluster within a day: is the id right, and does the agent's mode \
-                 collect it? (agents in essentials mode send no HTTP metrics)",
-            read.metric
-        ))
-    }
-
-    fn is_collected(&self, metric: &str, now: u64) -> Result<bool> {
+    fn is_collected(&self, question: &Question<'_>, now: u64) -> Result<bool> {
+        let metric = question.metric;
         let known = lock(&self.collected).get(metric).copied();
         if let Some((collected, until)) = known
             && now < until
         {
             return Ok(collected);
         }
-        let collected = self.noted(SYSDIG, self.sysdig.is_collected(metric, now))?;
+        let collected = self.noted(SYSDIG, self.sysdig.is_collected(question, now))?;
         let until = now + if collected { COLLECTED } else { NOT_COLLECTED };
         let mut known = lock(&self.collected);
         if known.len() >= MOST_METRICS {
@@ -107,107 +175,12 @@ impl Readings {
         Ok(collected)
     }
 
-    /// A mistake in the question is the caller's affair and no state of who was asked. That Sysdig
-    /// refuses every question, because it is none, shows in the metric catalogue.
+    /// A mistake in the question is no state of who was asked. A Sysdig that is none shows in the metric catalogue.
     fn noted<T>(&self, asked: &'static str, result: Result<T>) -> Result<T> {
         let callers = [Reason::ObjectNotFound, Reason::Ambiguous, Reason::InvalidRequest, Reason::BackendRejected];
         if result.as_ref().err().is_none_or(|error| !callers.contains(&error.reason)) {
             self.changes.note(asked, &result);
         }
         result
-    }
-}
-
-/// The labels that name the object in Sysdig; the cluster is added by the backend.
-fn labels(read: &Read) -> Vec<Label<'_>> {
-    let mut labels = vec![(NAMESPACE, read.namespace.as_str())];
-    if read.described != read.resource {
-        labels.push((WORKLOAD_TYPE, read.resource.workload_type));
-        labels.push((WORKLOAD_NAME, read.object.as_str()));
-    } else if !read.resource.label.is_empty() {
-        labels.push((read.resource.label, read.object.as_str()));
-    }
-    labels
-}
-
-fn object(read: &Read) -> String {
-    match *read.resource {
-        Resource::NAMESPACES => format!("namespace {}", read.object),
-        Resource { kind, .. } => format!("{kind} {}/{}", read.namespace, read.object),
-    }
-}
-
-fn unknown_object(read: &Read) -> Error {
-    refusal!(
-        NoData,
-        "Sysdig has no sample of {} for {} in the last {WINDOW} s, and none of its containers: is CLUSTER_NAME the name \
-             that Sysdig shows, does the token's team see this namespace, does the agent run?",
-        read.metric,
-        object(read)
-    )
-}
-
-fn check_age(read: &Read, row: &Row, now: u64, max_age: Duration) -> Result<()> {
-    let age = now.saturating_sub(row.end);
-    if age <= max_age.as_secs() {
-        return Ok(());
-    }
-    Err(refusal!(
-        TooOld,
-        "the newest sample of {} for {} is {age} s old, more than MAX_AGE ({} s)",
-        read.metric,
-        object(read),
-        max_age.as_secs()
-    ))
-}
-
-fn unfit(read: &Read, reason: Reason) -> Error {
-    let mistake = match reason {
-        Reason::OutOfRange => "is beyond what a HorizontalPodAutoscaler can compute with (9223372036854775.807)",
-        _ => "is not a finite number",
-    };
-    Error::new(reason, format!("the value of {} for {} {mistake}", read.metric, object(read)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::route::{Route, route};
-
-    fn read_of(rest: &str) -> Read {
-        let target = format!("/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/{rest}");
-        let Ok(Route::Read(read)) = route("GET", &target) else { panic!("{target}") };
-        *read
-    }
-
-    #[test]
-    fn objects_are_named_by_sysdigs_labels() {
-        let table: [(&str, &[Label<'_>]); 10] = [
-            ("pods/p/m", &[("kubernetes.pod.name", "p")]),
-            ("services/s/m", &[("kubernetes.service.name", "s")]),
-            ("deployments.apps/d/m", &[("kubernetes.deployment.name", "d")]),
-            ("statefulsets.apps/d/m", &[("kubernetes.statefulSet.name", "d")]),
-            ("daemonsets.apps/d/m", &[("kubernetes.daemonSet.name", "d")]),
-            ("replicasets.apps/d/m", &[("kubernetes.replicaSet.name", "d")]),
-            ("jobs.batch/d/m", &[("kubernetes.job.name", "d")]),
-            ("metrics/m", &[]),
-            ("services/deployment;kuard/m", &[(WORKLOAD_TYPE, "deployment"), (WORKLOAD_NAME, "kuard")]),
-            ("services/statefulset;db/m", &[(WORKLOAD_TYPE, "statefulset"), (WORKLOAD_NAME, "db")]),
-        ];
-        for (rest, expected) in table {
-            let read = read_of(rest);
-            let found = labels(&read);
-            assert_eq!(found.first(), Some(&(NAMESPACE, "default")));
-            assert_eq!(&found[1..], expected, "{rest}");
-        }
-    }
-
-    #[test]
-    fn a_value_is_served_up_to_its_age_and_no_longer() {
-        let read = read_of("services/s/m");
-        let row = Row { end: 1000, value: None };
-        for (now, fresh) in [(1000, true), (990, true), (1120, true), (1121, false)] {
-            assert_eq!(check_age(&read, &row, now, Duration::from_secs(120)).is_ok(), fresh, "{now}");
-        }
     }
 }

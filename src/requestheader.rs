@@ -1,7 +1,5 @@
 //! Which client certificates speak for users: the request header configuration of the API server.
-//!
-//! The aggregator proves itself with a client certificate and names the user in headers. Whose
-//! certificate counts stands in ConfigMap kube-system/extension-apiserver-authentication.
+//! Whose certificate counts stands in ConfigMap kube-system/extension-apiserver-authentication.
 //! Source: <https://kubernetes.io/docs/tasks/extend-kubernetes/configure-aggregation-layer/>.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -15,7 +13,6 @@ use crate::head::IdentityHeaders;
 use crate::lock;
 use crate::tls::certificates;
 
-/// The configuration as it stands in the ConfigMap.
 #[derive(Debug)]
 pub struct RequestHeader {
     anchors: Vec<TrustAnchor<'static>>,
@@ -41,17 +38,16 @@ impl RequestHeader {
             uid: names("requestheader-uid-headers")?,
             extra_prefix: names("requestheader-extra-headers-prefix")?,
         };
+        let missing = |key| format!("{key} is missing: is the aggregation layer configured?");
         if headers.username.is_empty() {
-            return Err("requestheader-username-headers is missing: is the aggregation layer configured?".to_owned());
+            return Err(missing("requestheader-username-headers"));
         }
-        let pem = text("requestheader-client-ca-file")
-            .ok_or("requestheader-client-ca-file is missing: is the aggregation layer configured?")?;
-        let anchors = certificates(pem.as_bytes())
-            .and_then(|list| {
-                let anchors = list.iter().map(|der| anchor_from_trusted_cert(der).map(|anchor| anchor.to_owned()));
-                anchors.collect::<Result<Vec<_>, _>>().map_err(|_| "a broken certificate".to_owned())
-            })
-            .map_err(|mistake| format!("requestheader-client-ca-file holds {mistake}"))?;
+        let pem = text("requestheader-client-ca-file").ok_or_else(|| missing("requestheader-client-ca-file"))?;
+        let anchors = certificates(pem.as_bytes()).and_then(|list| {
+            let anchors = list.iter().map(|der| anchor_from_trusted_cert(der).map(|anchor| anchor.to_owned()));
+            anchors.collect::<Result<Vec<_>, _>>().map_err(|_| "a broken certificate".to_owned())
+        });
+        let anchors = anchors.map_err(|mistake| format!("requestheader-client-ca-file holds {mistake}"))?;
         Ok(Self { anchors, allowed_names: list("requestheader-allowed-names")?, headers })
     }
 
@@ -59,21 +55,12 @@ impl RequestHeader {
     /// Errors: Why not, for the log.
     pub fn judge(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), String> {
         let (leaf, intermediates) = chain.split_first().ok_or("no client certificate")?;
-        let leaf = EndEntityCert::try_from(leaf).map_err(|error| format!("client certificate: {error}"))?;
-        leaf.verify_for_usage(
-            webpki::ALL_VERIFICATION_ALGS,
-            &self.anchors,
-            intermediates,
-            now,
-            KeyUsage::client_auth(),
-            None,
-            None,
-        )
-        .map_err(|error| format!("client certificate: {error}"))?;
-        if self.allowed_names.is_empty() {
-            return Ok(());
-        }
+        let text = |error| format!("client certificate: {error}");
+        let leaf = EndEntityCert::try_from(leaf).map_err(text)?;
+        let (algorithms, usage) = (webpki::ALL_VERIFICATION_ALGS, KeyUsage::client_auth());
+        leaf.verify_for_usage(algorithms, &self.anchors, intermediates, now, usage, None, None).map_err(text)?;
         match common_name(leaf.subject()) {
+            _ if self.allowed_names.is_empty() => Ok(()),
             Some(name) if self.allowed_names.contains(&name) => Ok(()),
             name => Err(format!("client certificate: common name {name:?} is not in requestheader-allowed-names")),
         }
@@ -100,26 +87,20 @@ struct State {
 }
 
 impl Trust {
-    /// The configuration in force; None before the first successful read.
     pub fn current(&self) -> Option<Arc<RequestHeader>> {
         lock(&self.state).current.clone()
     }
 
-    /// Asks for a read now and waits for it, at most `patience`: a certificate that is not known
-    /// yet may be one of a rotation.
+    /// Asks for a read now and waits for it: a certificate that is not known yet may be one of a rotation.
     pub fn refreshed(&self, patience: Duration) -> Option<Arc<RequestHeader>> {
         let mut state = lock(&self.state);
         state.wanted = true;
         self.changed.notify_all();
         let seen = state.reads;
-        let (state, _) = self
-            .changed
-            .wait_timeout_while(state, patience, |state| state.reads == seen)
-            .unwrap_or_else(PoisonError::into_inner);
-        state.current.clone()
+        let waited = self.changed.wait_timeout_while(state, patience, |state| state.reads == seen);
+        waited.unwrap_or_else(PoisonError::into_inner).0.current.clone()
     }
 
-    /// Calls `read` again and again, for ever.
     pub fn follow(&self, read: impl Fn() -> Option<RequestHeader>) {
         loop {
             let started = Instant::now();

@@ -1,37 +1,27 @@
 //! From a request line to a typed [`Route`]: pure, one match, nothing half understood.
-//!
-//! Paths are those of the custom metrics API,
-//! <https://github.com/kubernetes/metrics/blob/master/pkg/apis/custom_metrics/v1beta2/types.go>,
-//! and of a Kubernetes API server's discovery and health.
+//! Source: <https://github.com/kubernetes/metrics/blob/master/pkg/apis/custom_metrics/v1beta2/types.go>.
 
+use crate::discovery;
 use crate::error::{Error, quoted, refusal};
+use crate::selector::{self, Requirement, Tuning};
 
-/// The API group served.
+/// The API group of metrics that describe objects.
 pub const GROUP: &str = "custom.metrics.k8s.io";
 const LONGEST_TARGET: usize = 8 * 1024;
 pub(crate) const LONGEST_METRIC: usize = 253;
-const WORKLOADS: &str = "deployment, statefulset, daemonset, replicaset or job";
 
-/// Key of the metric selector that says how the values of an object's containers become one.
-pub const AGGREGATION: &str = "sysdig/group-aggregation";
-/// Without that selector: load per pod.
-pub const AVERAGE: &str = "avg";
-
-/// Its versions: what older autoscalers use, and what current ones prefer.
-pub const VERSIONS: [&str; 2] = ["v1beta1", "v1beta2"];
+/// Its versions: what current autoscalers prefer, and what older ones use.
+pub const VERSIONS: [&str; 2] = ["v1beta2", "v1beta1"];
 
 /// A Kubernetes resource whose metrics can be read: what Kubernetes and Sysdig call it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Resource {
-    /// `Deployment`
     pub kind: &'static str,
-    /// `deployments`
     pub plural: &'static str,
     /// `apps`; empty for the core group.
     pub group: &'static str,
-    /// `apps/v1`
     pub api_version: &'static str,
-    /// Sysdig's label with an object's name; empty for namespaces, whose label every question has.
+    /// Sysdig's label with an object's name.
     pub label: &'static str,
     /// Sysdig's workload type; empty for what is no workload.
     pub workload_type: &'static str,
@@ -45,8 +35,8 @@ macro_rules! resources {
             $(#[doc = concat!("`", $plural, "`")]
             pub const $name: Self =
                 Self { kind: $kind, plural: $plural, group: $group, api_version: $version, label: $label, workload_type: $type, ready: $ready };)+
-            /// All of them, those that autoscalers are pointed at most first.
-            pub const ALL: [&'static Self; 8] = [$(&Self::$name),+];
+            /// Those that autoscalers are pointed at most first.
+            pub const ALL: [&'static Self; 9] = [$(&Self::$name),+];
         }
     };
 }
@@ -59,55 +49,56 @@ resources! {
     DAEMON_SETS: "DaemonSet" "daemonsets" "apps" "apps/v1" "kubernetes.daemonSet.name" "daemonset" "/status/numberReady";
     REPLICA_SETS: "ReplicaSet" "replicasets" "apps" "apps/v1" "kubernetes.replicaSet.name" "replicaset" "/status/readyReplicas";
     JOBS: "Job" "jobs" "batch" "batch/v1" "kubernetes.job.name" "job" "/status/ready";
-    NAMESPACES: "Namespace" "namespaces" "" "v1" "" "" "";
+    NODES: "Node" "nodes" "" "v1" "kubernetes.node.name" "" "";
+    NAMESPACES: "Namespace" "namespaces" "" "v1" "kubernetes.namespace.name" "" "";
 }
 
-/// The question of one metric of one object.
+/// The question of one metric of one object, or of all that a selector names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Read {
-    /// The version to answer in.
     pub version: &'static str,
-    /// The object's namespace; for a namespace its own name.
+    /// The object's namespace; for a namespace its own name, empty for nodes.
     pub namespace: String,
-    /// The resource to name in the answer.
     pub described: &'static Resource,
-    /// The name to give back, as asked: `kuard` or `deployment;kuard`.
+    /// The name as asked: `kuard`, `deployment;kuard`, or `*` for all.
     pub name: String,
     /// The resource that is measured: for `services/deployment;kuard` the Deployment.
     pub resource: &'static Resource,
-    /// The measured object's name.
+    /// The measured object's name, or `*`.
     pub object: String,
-    /// The metric's id in Sysdig.
+    /// With `*`: the labels that the objects must have, as asked.
+    pub objects: String,
     pub metric: String,
-    /// How the values of the object's containers become one, in Sysdig's words: `avg` or `sum`.
-    pub aggregation: &'static str,
+    /// The selector of the metric as asked, and the labels that its samples must have.
+    pub selector: String,
+    pub labels: Vec<Requirement>,
+    pub tuning: Tuning,
+    /// Resource, subresource and name as the API server authorizes them: a metric is a subresource of its object.
+    pub access: [String; 3],
     /// The path asked for, without the query, for `selfLink`.
     pub path: String,
 }
 
-/// What a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// `/apis`: the groups, plain or aggregated.
     Apis,
-    /// `/apis/custom.metrics.k8s.io`
-    Group,
+    /// What nobody needs to be asked for.
+    Document(String),
     /// `healthz` and `livez`: the process works; `readyz`: it can be sent requests. True with `?verbose`.
     Health(&'static str, bool),
-    /// `/openapi/v2`
-    OpenApiV2,
-    /// `/openapi/v3/apis/custom.metrics.k8s.io/VERSION`
-    OpenApiV3(&'static str),
-    /// `/openapi/v3`
-    OpenApiV3Index,
-    /// A metric.
     Read(Box<Read>),
     /// `/apis/custom.metrics.k8s.io/VERSION`
     Resources(&'static str),
-    /// `/`
-    Root,
-    /// `/version`
     Version,
+}
+
+impl Read {
+    /// For the authorizer: `get`, or `list` without a name.
+    pub fn verb(&self) -> &'static str {
+        let [_, _, name] = &self.access;
+        if name.is_empty() { "list" } else { "get" }
+    }
 }
 
 impl Resource {
@@ -115,6 +106,11 @@ impl Resource {
     pub fn qualified(&self) -> String {
         let dot = if self.group.is_empty() { "" } else { "." };
         format!("{}{dot}{}", self.plural, self.group)
+    }
+
+    /// Whether objects of this resource lie in namespaces.
+    pub fn is_namespaced(&self) -> bool {
+        *self != Self::NODES && *self != Self::NAMESPACES
     }
 
     /// `pods`, `deployments` or `deployments.apps`; old groups of the same objects count as the same.
@@ -143,9 +139,9 @@ pub fn route(method: &str, target: &str) -> Result<Route, Error> {
     let query = Query::parse(query)?;
     let verbose = query.has("verbose", |_| true);
     let route = match parts.as_slice() {
-        [] => Route::Root,
+        [] => Route::Document(discovery::ROOT.to_owned()),
         ["apis"] => Route::Apis,
-        ["apis", GROUP] => Route::Group,
+        ["apis", GROUP] => Route::Document(discovery::api_group()),
         ["apis", GROUP, version] => Route::Resources(known_version(version, path)?),
         ["apis", GROUP, version, rest @ ..] => {
             Route::Read(Box::new(read(known_version(version, path)?, rest, &query, path)?))
@@ -153,9 +149,11 @@ pub fn route(method: &str, target: &str) -> Result<Route, Error> {
         ["healthz"] => Route::Health("healthz", verbose),
         ["livez"] => Route::Health("livez", verbose),
         ["readyz"] => Route::Health("readyz", verbose),
-        ["openapi", "v2"] => Route::OpenApiV2,
-        ["openapi", "v3"] => Route::OpenApiV3Index,
-        ["openapi", "v3", "apis", GROUP, version] => Route::OpenApiV3(known_version(version, path)?),
+        ["openapi", "v2"] => Route::Document(discovery::OPENAPI_V2.to_owned()),
+        ["openapi", "v3"] => Route::Document(discovery::openapi_v3_index().to_string()),
+        ["openapi", "v3", "apis", GROUP, version] => {
+            Route::Document(discovery::openapi_v3(known_version(version, path)?).to_owned())
+        }
         ["version"] => Route::Version,
         _ => return Err(not_found(path)),
     };
@@ -167,31 +165,53 @@ pub fn route(method: &str, target: &str) -> Result<Route, Error> {
 
 fn read(version: &'static str, rest: &[&str], query: &Query, path: &str) -> Result<Read, Error> {
     let (namespace, described, name, metric) = match rest {
-        ["namespaces", namespace, "metrics", metric] => (*namespace, &Resource::NAMESPACES, *namespace, *metric),
-        ["namespaces", namespace, resource, name, metric] => (*namespace, known_resource(resource)?, *name, *metric),
+        ["namespaces", name, "metrics", metric] | ["namespaces", name, metric] => {
+            (*name, &Resource::NAMESPACES, *name, *metric)
+        }
+        ["namespaces", namespace, resource, name, metric] => (*namespace, namespaced(resource)?, *name, *metric),
+        ["nodes", name, metric] => ("", &Resource::NODES, *name, *metric),
         ["namespaces"] | ["namespaces", _] | ["namespaces", _, _, _] => return Err(not_found(path)),
         _ => {
-            return Err(refusal!(
-                InvalidRequest,
-                "a metric is read at namespaces/NAMESPACE/RESOURCE/NAME/METRIC or namespaces/NAMESPACE/metrics/METRIC"
-            ));
+            let places =
+                "namespaces/NAMESPACE/RESOURCE/NAME/METRIC, namespaces/NAME/metrics/METRIC or nodes/NAME/METRIC";
+            return Err(refusal!(InvalidRequest, "a metric is read at {places}"));
         }
     };
-    query.check_read(name)?;
-    check_name("namespace", namespace, 63)?;
+    if query.has("watch", |value| !matches!(value, "false" | "0")) {
+        return Err(refusal!(InvalidRequest, "metrics cannot be watched"));
+    }
     if !is_metric_id(metric) {
-        let what = quoted(metric);
-        return Err(refusal!(InvalidRequest, "{what} is not a metric id: letters, digits, and _ . : - only"));
+        return Err(refusal!(InvalidRequest, "{} is not a metric id: letters, digits, _ . : - only", quoted(metric)));
     }
     let (resource, object) = match name.split_once(';') {
         Some((workload, object)) if *described == Resource::SERVICES => {
+            let types = "deployment, statefulset, daemonset, replicaset or job";
             let what = quoted(workload);
-            let mistake = || refusal!(InvalidRequest, "{what} is no workload type: TYPE;NAME takes {WORKLOADS}");
+            let mistake = || refusal!(InvalidRequest, "{what} is no workload type: TYPE;NAME takes {types}");
             (Resource::parse_workload(workload).ok_or_else(mistake)?, object)
         }
         _ => (described, name),
     };
-    check_name("name", object, 253)?;
+    let qualified = described.qualified();
+    let access = match rest {
+        [_, _, "metrics", _] => ["metrics", "", metric],
+        ["namespaces", _, _] => [metric, "", ""],
+        _ => [qualified.as_str(), metric, name],
+    };
+    let all = name == "*";
+    let namespace = if all && *described == Resource::NAMESPACES { "" } else { namespace };
+    if !namespace.is_empty() {
+        check_name("namespace", namespace, 63)?;
+    }
+    if !all {
+        check_name("name", object, 253)?;
+    }
+    let objects = query.selector("labelSelector");
+    if !all && !objects.is_empty() {
+        return Err(refusal!(InvalidRequest, "labelSelector selects objects, so it takes * in place of {name}"));
+    }
+    let selector = query.selector("metricLabelSelector");
+    let (labels, tuning) = selector::parse(&selector)?;
     Ok(Read {
         version,
         namespace: namespace.to_owned(),
@@ -199,8 +219,12 @@ fn read(version: &'static str, rest: &[&str], query: &Query, path: &str) -> Resu
         name: name.to_owned(),
         resource,
         object: object.to_owned(),
+        objects,
         metric: metric.to_owned(),
-        aggregation: query.aggregation()?,
+        selector,
+        labels,
+        tuning,
+        access: access.map(str::to_owned),
         path: path.to_owned(),
     })
 }
@@ -209,23 +233,20 @@ fn known_version(text: &str, path: &str) -> Result<&'static str, Error> {
     VERSIONS.into_iter().find(|version| *version == text).ok_or_else(|| not_found(path))
 }
 
-fn known_resource(text: &str) -> Result<&'static Resource, Error> {
+fn namespaced(text: &str) -> Result<&'static Resource, Error> {
     match Resource::parse(text) {
-        Some(resource) if *resource == Resource::NAMESPACES => {
-            Err(refusal!(InvalidRequest, "metrics of a namespace are read at namespaces/NAMESPACE/metrics/METRIC"))
-        }
-        Some(resource) => Ok(resource),
+        Some(resource) if resource.is_namespaced() => Ok(resource),
+        Some(Resource { plural, .. }) => Err(refusal!(InvalidRequest, "{plural} are read at {plural}/NAME/METRIC")),
         None => Err(refusal!(
             NotFound,
             "no metrics are served for resource {}: use pods, services, deployments.apps, statefulsets.apps, \
-                 daemonsets.apps, replicasets.apps or jobs.batch",
+                 daemonsets.apps, replicasets.apps, jobs.batch, namespaces or nodes",
             quoted(text)
         )),
     }
 }
 
-/// Kubernetes names hold lower-case letters, digits, `-` and `.`; nothing else can name an object,
-/// and nothing else reaches a Sysdig filter.
+/// Nothing but lower-case letters, digits, `-` and `.` can name an object, and nothing else reaches a query.
 fn check_name(what: &str, text: &str, longest: usize) -> Result<(), Error> {
     let fits = !text.is_empty()
         && text.len() <= longest
@@ -247,30 +268,22 @@ fn not_found(path: &str) -> Error {
 /// The decoded segments of a path. One trailing slash is no segment.
 fn segments(path: &str) -> Result<Vec<String>, Error> {
     let path = path.strip_prefix('/').ok_or_else(|| refusal!(InvalidRequest, "the path does not start with /"))?;
-    if path.is_empty() {
-        return Ok(Vec::new());
-    }
-    let path = path.strip_suffix('/').unwrap_or(path);
-    path.split('/')
-        .map(|segment| {
-            let text = percent_decode(segment, false)
-                .ok_or_else(|| refusal!(InvalidRequest, "{} is not valid percent-encoding", quoted(segment)))?;
-            match text.as_str() {
-                "" => Err(refusal!(InvalidRequest, "the path holds an empty segment")),
-                "." | ".." => Err(refusal!(InvalidRequest, "the path holds . or .. segments")),
-                _ if text.chars().any(|c| c == '/' || c.is_control()) => Err(refusal!(
-                    InvalidRequest,
-                    "the path holds a character that cannot be in a name: {}",
-                    quoted(&text)
-                )),
-                _ => Ok(text),
-            }
-        })
-        .collect()
+    let parts = path.strip_suffix('/').unwrap_or(path).split('/').filter(|_| !path.is_empty());
+    let decoded = parts.map(|segment| {
+        let text = percent_decode(segment, false)
+            .ok_or_else(|| refusal!(InvalidRequest, "{} is not valid percent-encoding", quoted(segment)))?;
+        let mistake = match text.as_str() {
+            "" => "an empty segment",
+            "." | ".." => ". or .. segments",
+            _ if text.chars().any(|c| c == '/' || c.is_control()) => "a character that cannot be in a name",
+            _ => return Ok(text),
+        };
+        Err(refusal!(InvalidRequest, "the path holds {mistake}: {}", quoted(&text)))
+    });
+    decoded.collect()
 }
 
-/// Decodes `%2A`, and `+` as a blank where `form` says so. None if an escape is broken or the
-/// result is not UTF-8.
+/// Decodes `%2A`, and `+` as a blank where `form` says so. None if it is broken or not UTF-8.
 pub fn percent_decode(text: &str, form: bool) -> Option<String> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());
@@ -288,54 +301,33 @@ pub fn percent_decode(text: &str, form: bool) -> Option<String> {
     String::from_utf8(decoded).ok()
 }
 
-/// The decoded parameters of a query, in order.
+/// Encodes what could mean something in a query.
+pub fn percent_encode(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
 struct Query(Vec<(String, String)>);
 
 impl Query {
     fn parse(text: &str) -> Result<Self, Error> {
-        text.split('&')
-            .filter(|pair| !pair.is_empty())
-            .map(|pair| {
-                let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-                match (percent_decode(key, true), percent_decode(value, true)) {
-                    (Some(key), Some(value)) => Ok((key, value)),
-                    _ => Err(refusal!(InvalidRequest, "{} in the query is not valid percent-encoding", quoted(pair))),
-                }
-            })
-            .collect::<Result<_, _>>()
-            .map(Self)
+        let pairs = text.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let decoded = percent_decode(key, true).zip(percent_decode(value, true));
+            decoded
+                .ok_or_else(|| refusal!(InvalidRequest, "{} in the query is not valid percent-encoding", quoted(pair)))
+        });
+        pairs.collect::<Result<_, _>>().map(Self)
     }
 
     fn has(&self, key: &str, fits: impl Fn(&str) -> bool) -> bool {
         self.0.iter().any(|(name, value)| name == key && fits(value.trim()))
     }
 
-    /// What a read cannot honour is refused: an ignored selector would be another number than asked for.
-    fn check_read(&self, name: &str) -> Result<(), Error> {
-        if self.has("watch", |value| !matches!(value, "false" | "0")) {
-            return Err(refusal!(InvalidRequest, "metrics cannot be watched"));
-        }
-        if name == "*" || self.has("labelSelector", |value| !value.is_empty()) {
-            return Err(refusal!(
-                InvalidRequest,
-                "objects are read by name in this version: * and labelSelector (metrics of type Pods) are not served"
-            ));
-        }
-        Ok(())
-    }
-
-    /// Sysdig's group aggregation, as a selector of the metric (`metric.selector` in the HPA) asks for it.
-    fn aggregation(&self) -> Result<&'static str, Error> {
-        let selectors = self.0.iter().filter(|(key, value)| key == "metricLabelSelector" && !value.trim().is_empty());
-        let mut asked = selectors.map(|(_, value)| value.trim().strip_prefix(AGGREGATION));
-        match (asked.next(), asked.next()) {
-            (None | Some(Some("=avg")), None) => Ok(AVERAGE),
-            (Some(Some("=sum")), None) => Ok("sum"),
-            _ => Err(refusal!(
-                InvalidRequest,
-                "metricLabelSelector (metric.selector in the HPA) can only be {AGGREGATION}=sum or =avg in this version"
-            )),
-        }
+    /// A selector given twice must hold twice.
+    fn selector(&self, key: &str) -> String {
+        let given = self.0.iter().filter(|(name, value)| name == key && !value.trim().is_empty());
+        given.map(|(_, value)| value.trim()).collect::<Vec<_>>().join(",")
     }
 }
 
@@ -353,19 +345,20 @@ mod tests {
 
     #[test]
     fn documents_have_their_paths() {
+        let document = |text: &str| Route::Document(text.to_owned());
         let table = [
-            ("/", Route::Root),
+            ("/", document(discovery::ROOT)),
             ("/apis", Route::Apis),
             ("/apis/", Route::Apis),
-            ("/apis/custom.metrics.k8s.io", Route::Group),
+            ("/apis/custom.metrics.k8s.io", document(&discovery::api_group())),
             ("/apis/custom.metrics.k8s.io/v1beta1", Route::Resources("v1beta1")),
             ("/apis/custom.metrics.k8s.io/v1beta2/", Route::Resources("v1beta2")),
             ("/healthz", Route::Health("healthz", false)),
             ("/livez?verbose", Route::Health("livez", true)),
             ("/readyz?verbose=true", Route::Health("readyz", true)),
-            ("/openapi/v2", Route::OpenApiV2),
-            ("/openapi/v3", Route::OpenApiV3Index),
-            ("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1?hash=0", Route::OpenApiV3("v1beta1")),
+            ("/openapi/v2", document(discovery::OPENAPI_V2)),
+            ("/openapi/v3", document(&discovery::openapi_v3_index().to_string())),
+            ("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1?hash=0", document(discovery::openapi_v3("v1beta1"))),
             ("/version", Route::Version),
         ];
         for (target, expected) in table {
@@ -411,34 +404,42 @@ mod tests {
     }
 
     #[test]
-    fn a_selector_of_the_metric_says_how_pods_become_one_value_and_nothing_else() {
-        let read = |selectors: &str| {
-            let base = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/services/kuard/m";
-            read_of(&format!("{base}?{selectors}")).map(|read| read.aggregation).map_err(|error| error.reason)
-        };
+    fn what_the_api_server_authorizes_is_a_subresource_or_a_list() {
         let table = [
-            ("", Ok("avg")),
-            ("metricLabelSelector=", Ok("avg")),
-            ("metricLabelSelector=sysdig%2Fgroup-aggregation%3Davg", Ok("avg")),
-            ("metricLabelSelector=sysdig%2Fgroup-aggregation%3Dsum", Ok("sum")),
-            ("metricLabelSelector=sysdig/group-aggregation=sum&metricLabelSelector=", Ok("sum")),
+            ("namespaces/shop/services/deployment;kuard/m", "shop", ["services", "m", "deployment;kuard"], "get"),
+            ("namespaces/shop/deployments/kuard/m", "shop", ["deployments.apps", "m", "kuard"], "get"),
+            ("namespaces/shop/pods/%2A/m", "shop", ["pods", "m", "*"], "get"),
+            ("namespaces/shop/metrics/m", "shop", ["metrics", "", "m"], "get"),
+            ("namespaces/shop/m", "shop", ["m", "", ""], "list"),
+            ("namespaces/*/m", "", ["m", "", ""], "list"),
+            ("nodes/worker-1/m", "", ["nodes", "m", "worker-1"], "get"),
+            ("nodes/*/m", "", ["nodes", "m", "*"], "get"),
         ];
-        for (selectors, expected) in table {
-            assert_eq!(read(selectors), expected, "{selectors}");
+        for (rest, namespace, access, verb) in table {
+            let read = read_of(&format!("/apis/custom.metrics.k8s.io/v1beta2/{rest}")).unwrap();
+            assert_eq!((read.namespace.as_str(), read.verb()), (namespace, verb), "{rest}");
+            assert_eq!(read.access, access.map(str::to_owned), "{rest}");
         }
-        for selector in [
-            "sysdig/group-aggregation=max",
-            "sysdig/group-aggregation=",
-            "sysdig/group-aggregation",
-            "!sysdig/group-aggregation",
-            "sysdig/group-aggregation!=sum",
-            "sysdig/group-aggregation=sum,a=b",
-            "a=b,sysdig/group-aggregation=sum",
-            "sysdig/group-aggregation=SUM",
-            "sysdig/group-aggregation=sum%27",
-            "sysdig/group-aggregation=sum&metricLabelSelector=sysdig/group-aggregation=avg",
-        ] {
-            assert_eq!(read(&format!("metricLabelSelector={selector}")), Err(Reason::InvalidRequest), "{selector}");
+    }
+
+    #[test]
+    fn selectors_are_those_of_the_objects_and_of_the_metric() {
+        let base = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/pods";
+        let read =
+            read_of(&format!("{base}/%2A/m?labelSelector=app%3Dkuard%2Ctier+in+%28a%2Cb%29&metricLabelSelector=a%3Db"));
+        let read = read.unwrap();
+        assert_eq!((read.objects.as_str(), read.selector.as_str()), ("app=kuard,tier in (a,b)", "a=b"));
+        assert_eq!(read.labels, [Requirement { key: "a".to_owned(), values: vec!["b".to_owned()] }]);
+        let twice = read_of(&format!("{base}/kuard/m?metricLabelSelector=a=b&metricLabelSelector=a=c")).unwrap();
+        assert_eq!(twice.labels.len(), 2, "what is asked for twice must hold twice");
+    }
+
+    #[test]
+    fn encoding_hides_every_byte_that_could_mean_something() {
+        for text in ["a b&c=d?e/f#g%h+i\"", "ä\u{0}\n", "kube_pod_name=~\"a|b\""] {
+            let encoded = percent_encode(text);
+            assert!(encoded.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%".contains(&b)), "{encoded}");
+            assert_eq!(percent_decode(&encoded, true).as_deref(), Some(text));
         }
     }
 
@@ -450,7 +451,7 @@ mod tests {
             ("/apis/nope.k8s.io".to_owned(), Reason::NotFound),
             ("/apis/custom.metrics.k8s.io/v9".to_owned(), Reason::NotFound),
             (format!("{base}/default"), Reason::NotFound),
-            (format!("{base}/default/services"), Reason::InvalidRequest),
+            ("/apis/custom.metrics.k8s.io/v1beta2/pods/kuard/m".to_owned(), Reason::InvalidRequest),
             (format!("{base}/default/services/kuard"), Reason::NotFound),
             (format!("{base}/default/widgets/kuard/m"), Reason::NotFound),
             (format!("{base}/default/services.apps/kuard/m"), Reason::NotFound),
@@ -473,9 +474,10 @@ mod tests {
             (format!("{base}//services/kuard/m"), Reason::InvalidRequest),
             (format!("{base}/default/services/kuard/m?watch=true"), Reason::InvalidRequest),
             (format!("{base}/default/services/kuard/m?a=%zz"), Reason::InvalidRequest),
-            (format!("{base}/default/pods/%2A/m?labelSelector=app%3Dkuard"), Reason::InvalidRequest),
+            (format!("{base}/default/nodes/worker-1/m"), Reason::InvalidRequest),
+            (format!("{base}/default/services/deployment;*/m"), Reason::InvalidRequest),
             (format!("{base}/default/pods/kuard/m?labelSelector=app%3Dkuard"), Reason::InvalidRequest),
-            (format!("{base}/default/pods/kuard/m?metricLabelSelector=a%3Db"), Reason::InvalidRequest),
+            (format!("{base}/default/pods/kuard/m?metricLabelSelector=a%3Db%27"), Reason::InvalidRequest),
             (format!("{base}/{}/services/kuard/m", "n".repeat(64)), Reason::InvalidRequest),
             (format!("{base}/default/services/kuard/{}", "m".repeat(254)), Reason::InvalidRequest),
             (format!("/{}", "a".repeat(100_000)), Reason::InvalidRequest),

@@ -41,26 +41,22 @@ const AGE: Duration = Duration::from_secs(600);
 const CERTIFICATE_PERIOD: Duration = Duration::from_secs(10);
 const CATALOGUE_PERIOD: Duration = Duration::from_secs(600);
 const CATALOGUE_RETRY: Duration = Duration::from_secs(30);
-/// A request under way holds up to this many descriptors: the connection, the door's side of the
-/// inner connection, and two of tiny_http's.
+/// Of a request under way: the connection, the door's side of the inner connection, and two of tiny_http's.
 const DESCRIPTORS: usize = 4;
 const SPARE_DESCRIPTORS: usize = 64;
 const MOST_CONNECTIONS: usize = 512;
 
-/// Runs the adapter with the settings of the environment until it is told to end. 2 means that a
-/// setting is wrong, 1 that the start failed.
+/// Runs the adapter until it is told to end. 2 means that a setting is wrong, 1 that the start failed.
 pub fn run() -> ExitCode {
     start_log();
-    let prepared = Config::read(variable).and_then(|config| match Sysdig::new(&config) {
-        Ok(sysdig) => Ok((config, sysdig)),
-        Err(mistake) => Err(vec![mistake]),
+    let prepared = Config::read(variable).and_then(|config| {
+        let sysdig = Sysdig::new(&config).map_err(|mistake| vec![mistake])?;
+        Ok((config, sysdig))
     });
-    let (mistakes, code) = match prepared {
+    let (mistakes, code) = match prepared.map(|(config, sysdig)| work(&config, sysdig)) {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(mistake)) => (vec![mistake], 1),
         Err(mistakes) => (mistakes, 2),
-        Ok((config, sysdig)) => match work(&config, sysdig) {
-            Ok(()) => return ExitCode::SUCCESS,
-            Err(mistake) => (vec![mistake], 1),
-        },
     };
     mistakes.iter().for_each(|mistake| log::error!("{mistake}"));
     ExitCode::from(code)
@@ -70,11 +66,10 @@ fn variable(name: &str) -> Option<Result<String, String>> {
     std::env::var_os(name).map(|value| value.into_string().map_err(|_| "is not UTF-8".to_owned()))
 }
 
-/// Lines as `2019-07-07T15:55:27Z INFO text`; control characters are escaped, so that nothing from
-/// outside can start a line of its own.
+/// Control characters are escaped, so that nothing from outside can start a line of its own.
 fn start_log() {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
-        .format(|out, record| {
+        .format(move |out, record| {
             let text: String = record.args().to_string().chars().map(visible).collect();
             writeln!(out, "{} {} {text}", rfc3339(unix_now()), record.level())
         })
@@ -97,8 +92,8 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
     let changes = Arc::new(Changes::default());
     let trust = Arc::new(Trust::default());
     let serving = serve_certificate(config, &kube, &changes)?;
-    let connections =
-        Arc::new(Connections::new(capacity(&fs::read_to_string("/proc/self/limits").unwrap_or_default())));
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let connections = Arc::new(Connections::new(capacity(&limits)));
     let handler = Arc::new(Handler {
         auth: Auth::start(Arc::clone(&kube)),
         readings: Readings::new(config, Arc::clone(&kube), Arc::clone(&sysdig), Arc::clone(&changes)),
@@ -112,7 +107,14 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
     let (front_proxy, direct) = (sockets.0.join("front-proxy"), sockets.0.join("direct"));
     let classes = [(Class::FrontProxy, front_proxy.as_path()), (Class::Direct, direct.as_path())];
     server::start(&handler, &classes, config.max_concurrent)?;
-    follow_trust(&trust, kube, &changes);
+    let (follower, noter) = (Arc::clone(&trust), Arc::clone(&changes));
+    thread::spawn(move || {
+        follower.follow(|| {
+            let found = kube.request_header();
+            noter.note("request header configuration", &found);
+            found.ok()
+        });
+    });
     if let Err(error) = sysdig.check_configured() {
         log::warn!("reads are refused until this is mended: {}", error.message);
     }
@@ -153,18 +155,13 @@ fn serve_certificate(config: &Config, kube: &Arc<Kube>, changes: &Arc<Changes>) 
         return Ok(serving);
     };
     let read = |path: &Path| fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
-    let follower = Arc::clone(&serving);
-    let mut known = None;
+    let (follower, mut known) = (Arc::clone(&serving), None);
     let mut load = move || {
-        let files = (read(&chain), read(&key));
+        let files = read(&chain).and_then(|chain| Ok((chain, read(&key)?)));
         if known.as_ref() == Some(&files) {
             return;
         }
-        let made = match &files {
-            (Ok(chain), Ok(key)) => certified_key(chain, key),
-            (Err(mistake), _) | (_, Err(mistake)) => Err(mistake.clone()),
-        };
-        match made {
+        match files.clone().and_then(|(chain, key)| certified_key(&chain, &key)) {
             Ok(made) => {
                 follower.replace(made);
                 follower.settle();
@@ -184,32 +181,15 @@ fn serve_certificate(config: &Config, kube: &Arc<Kube>, changes: &Arc<Changes>) 
     Ok(serving)
 }
 
-fn follow_trust(trust: &Arc<Trust>, kube: Arc<Kube>, changes: &Arc<Changes>) {
-    let (trust, changes) = (Arc::clone(trust), Arc::clone(changes));
-    thread::spawn(move || {
-        trust.follow(|| {
-            let found = kube.request_header();
-            changes.note("request header configuration", &found);
-            found.ok()
-        });
-    });
-}
-
 /// Keeps discovery's list up to date; nothing else depends on it.
 fn follow_catalogue(handler: Arc<Handler>, sysdig: Arc<Sysdig>, changes: Arc<Changes>) {
     thread::spawn(move || {
         loop {
-            let found = sysdig.catalogue();
+            let found = sysdig.catalogue().map(|metrics| handler.list(&metrics));
             if !matches!(found, Err(Error { reason: Reason::NotConfigured, .. })) {
                 changes.note("metric catalogue", &found);
             }
-            thread::sleep(match found {
-                Ok(metrics) => {
-                    handler.list(&metrics);
-                    CATALOGUE_PERIOD
-                }
-                Err(_) => CATALOGUE_RETRY,
-            });
+            thread::sleep(if found.is_ok() { CATALOGUE_PERIOD } else { CATALOGUE_RETRY });
         }
     });
 }
@@ -246,10 +226,7 @@ impl Sockets {
 
 impl Drop for Sockets {
     fn drop(&mut self) {
-        for name in ["front-proxy", "direct"] {
-            let _ = fs::remove_file(self.0.join(name));
-        }
-        let _ = fs::remove_dir(&self.0);
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

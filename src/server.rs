@@ -1,8 +1,5 @@
 //! The inner servers: tiny_http workers that answer from memory, and a bounded pool for what must wait.
-//!
-//! A worker never waits for an upstream, so that health and discovery are answered at once whatever
-//! Sysdig does. What cannot be answered from memory goes to the slow pool with its request; when
-//! that is full, the answer is 429, at once.
+//! A worker never waits for an upstream, so that health and discovery are answered at once whatever Sysdig does.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -26,16 +23,13 @@ const WORKERS: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 const STACK: usize = 512 * 1024;
 
-/// Work that waits for Sysdig or the Kubernetes API.
 struct Job {
     request: Request,
     asked: Asked,
     since: Instant,
 }
 
-/// Starts `threads` threads for what must wait, and the workers of both inner servers.
-/// Errors: A socket or a thread cannot be had.
-pub fn start(handler: &Arc<Handler>, sockets: &[(Class, &Path)], threads: usize) -> Result<(), String> {
+pub(crate) fn start(handler: &Arc<Handler>, sockets: &[(Class, &Path)], threads: usize) -> Result<(), String> {
     let (queue, jobs) = sync_channel(threads * 8);
     let jobs = Arc::new(Mutex::new(jobs));
     for _ in 0..threads {
@@ -48,16 +42,12 @@ pub fn start(handler: &Arc<Handler>, sockets: &[(Class, &Path)], threads: usize)
         for _ in 0..WORKERS {
             let (handler, server, queue) = (Arc::clone(handler), Arc::clone(&server), queue.clone());
             spawn("worker", move || {
-                loop {
-                    match server.recv() {
-                        Ok(request) => dispatch(&handler, class, request, &queue),
-                        // tiny_http accepts no more after an error. Kubernetes starts the pod's container anew.
-                        Err(error) => {
-                            log::error!("the inner server has ended: {error}");
-                            process::exit(1);
-                        }
-                    }
+                while let Ok(request) = server.recv() {
+                    dispatch(&handler, class, request, &queue);
                 }
+                // tiny_http accepts no more after an error. Kubernetes starts the pod's container anew.
+                log::error!("the inner server has ended");
+                process::exit(1);
             })?;
         }
     }
@@ -65,12 +55,8 @@ pub fn start(handler: &Arc<Handler>, sockets: &[(Class, &Path)], threads: usize)
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
-    thread::Builder::new()
-        .name(name.to_owned())
-        .stack_size(STACK)
-        .spawn(work)
-        .map(|_| ())
-        .map_err(|error| format!("no thread could be started: {error}"))
+    let started = thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(work);
+    started.map(drop).map_err(|error| format!("no thread could be started: {error}"))
 }
 
 fn dispatch(handler: &Handler, class: Class, request: Request, queue: &SyncSender<Job>) {
@@ -78,9 +64,9 @@ fn dispatch(handler: &Handler, class: Class, request: Request, queue: &SyncSende
     if let Some(response) = guarded(|| handler.answer(&asked, false)) {
         return respond(request, response);
     }
-    match queue.try_send(Job { request, asked, since: Instant::now() }) {
-        Ok(()) => {}
-        Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => respond(job.request, overloaded()),
+    let job = Job { request, asked, since: Instant::now() };
+    if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = queue.try_send(job) {
+        respond(job.request, overloaded());
     }
 }
 
@@ -135,16 +121,13 @@ fn asked(class: Class, request: &Request) -> Asked {
 }
 
 fn respond(request: Request, response: Response) {
-    let mut answer = tiny_http::Response::from_data(response.body)
-        .with_status_code(response.status)
-        .with_chunked_threshold(usize::MAX);
+    let answer = tiny_http::Response::from_data(response.body).with_status_code(response.status);
+    let mut answer = answer.with_chunked_threshold(usize::MAX);
     let common = [("Content-Type", response.content_type), ("Cache-Control", "no-cache, private".to_owned())];
     for (name, value) in common.into_iter().chain(response.headers) {
         if let Ok(header) = Header::from_bytes(name, value) {
             answer.add_header(header);
         }
     }
-    if let Err(error) = request.respond(answer) {
-        log::debug!("an answer could not be sent: {error}");
-    }
+    request.respond(answer).unwrap_or_else(|error| log::debug!("an answer could not be sent: {error}"));
 }

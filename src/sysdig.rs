@@ -1,61 +1,73 @@
-//! Sysdig Monitor's Data API: one question of one metric of one object, and the catalogue of metrics.
-//!
-//! Source: <https://docs.sysdig.com/en/docs/developer-tools/working-with-the-data-api/>.
+//! Sysdig Monitor: which of its APIs answers a question, and all that both have in common.
 
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use ureq::http::{Method, Request};
 use ureq::{Agent, Proxy};
 
 use crate::config::{Config, Secret, TokenSource};
 use crate::error::{Error, Reason, quoted, refusal};
 use crate::quantity::Quantity;
-use crate::tls::{Roots, agent, certificates, explain};
+use crate::selector::{Requirement, Tuning};
+use crate::tls::{agent, certificates, explain};
+use crate::{data, promql};
 
-/// Seconds of samples that a value sums up.
-pub const WINDOW: u64 = 60;
 /// Seconds between samples.
 const STEP: u64 = 10;
-/// Every container has it, whatever its traffic: where it has a value, silence of another metric means idleness.
-const COMPANION: &str = "container.count";
-const CLUSTER: &str = "kubernetes.cluster.name";
-const POD: &str = "kubernetes.pod.name";
+/// Seconds that Sysdig's clock may be ahead of ours.
+const AHEAD: u64 = 60;
 const LARGEST_ANSWER: u64 = 8 * 1024 * 1024;
-const CATALOGUE_PAGE: usize = 1000;
-const CATALOGUE_PAGES: usize = 20;
-const MOST_PODS: usize = 1000;
+pub(crate) const JSON: &str = "application/json";
 
-/// A label and the value it must have.
-pub type Label<'a> = (&'static str, &'a str);
+/// What is asked: one metric of all objects that a label tells apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question<'a> {
+    pub metric: &'a str,
+    pub tuning: Tuning,
+    /// Whether it is about nodes, not containers.
+    pub host: bool,
+    /// Sysdig's label that names the objects; None for one object that `scope` makes up.
+    pub by: Option<&'static str>,
+    /// Where the objects are. The cluster is added by the backend.
+    pub scope: Vec<Requirement>,
+    /// What samples must have besides.
+    pub labels: &'a [Requirement],
+}
 
-/// What Sysdig has for one object.
+impl Question<'_> {
+    pub(crate) fn requirements(&self) -> Vec<Requirement> {
+        [self.scope.as_slice(), self.labels].concat()
+    }
+
+    /// About these objects only.
+    pub(crate) fn about(mut self, names: &[String]) -> Self {
+        if let Some(label) = self.by {
+            self.scope.retain(|it| it.key != label);
+            self.scope.push(Requirement { key: label.to_owned(), values: names.to_vec() });
+        }
+        self
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Unix seconds: end of the window.
+    pub object: String,
+    /// Unix seconds: up to where there are samples.
     pub end: u64,
     /// The metric; None if no container of the object had a sample of it.
     pub value: Option<Result<Quantity, Reason>>,
+    /// Those that Sysdig saw, if the answer tells.
+    pub pods: Option<u64>,
 }
 
-/// The Data API of one Sysdig account.
 pub struct Sysdig {
     agent: Agent,
-    endpoint: String,
+    pub(crate) endpoint: String,
     token: TokenSource,
     cluster: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Data {
-    data: Vec<DataRow>,
-}
-
-#[derive(Deserialize)]
-struct DataRow {
-    t: u64,
-    d: Vec<Value>,
+    promql: Option<bool>,
 }
 
 impl Sysdig {
@@ -66,132 +78,75 @@ impl Sysdig {
             let found = pem.and_then(|pem| certificates(&pem));
             found.map_err(|mistake| format!("SDC_CA_FILE {}: {mistake}", path.display()))
         };
-        let roots = config.sysdig_ca_file.as_ref().map(read).transpose()?.map_or(Roots::Mozilla, Roots::Given);
+        let roots = config.sysdig_ca_file.as_ref().map(read).transpose()?;
         Ok(Self {
-            agent: agent(roots, config.sysdig_timeout, Proxy::try_from_env()),
+            agent: agent(roots.as_deref(), config.sysdig_timeout, Proxy::try_from_env()),
             endpoint: config.endpoint.clone(),
             token: config.token.clone(),
             cluster: config.cluster.clone(),
+            promql: config.promql,
         })
     }
 
-    /// Makes sure that the settings a read needs are there.
-    /// Errors: [`Reason::NotConfigured`], with the command that mends it.
+    /// Makes sure that a read has its settings. Errors: [`Reason::NotConfigured`], with the command that mends it.
     pub fn check_configured(&self) -> Result<(), Error> {
         self.token()?;
         self.cluster().map(|_| ())
     }
 
-    /// The value of `metric` over the last full window for the object that `labels` name, averaged over time
-    /// and joined over its containers by `group`: `avg` is load per pod, or `sum`. None if Sysdig knows no such object.
-    /// Errors: Sysdig failed, or its answer is not about this one object.
-    pub fn row(&self, metric: &str, group: &str, labels: &[Label<'_>], now: u64) -> Result<Option<Row>, Error> {
+    pub fn speaks_promql(&self, metric: &str) -> bool {
+        self.promql.unwrap_or_else(|| !metric.contains('.'))
+    }
+
+    /// What Sysdig has for the objects at `now`, one row for each it knows.
+    /// Errors: Sysdig failed, or its answer is not about what was asked.
+    pub fn rows(&self, question: &Question<'_>, now: u64) -> Result<Vec<Row>, Error> {
         let end = window_end(now);
-        let mut columns: Vec<Value> = labels.iter().map(|(id, _)| json!({ "id": id })).collect();
-        columns.push(column(metric, group));
-        if metric != COMPANION {
-            columns.push(column(COMPANION, "sum"));
-        }
-        let rows = self.data(end.saturating_sub(WINDOW), end, &self.filter(labels)?, &columns, 1)?;
-        let [row] = rows.as_slice() else {
-            let object = labels.last().map_or("the cluster", |(_, value)| value);
-            let ambiguous = || refusal!(Ambiguous, "Sysdig has more than one series of {metric} for {object}");
-            return if rows.is_empty() { Ok(None) } else { Err(ambiguous()) };
-        };
-        if !labels.iter().zip(&row.d).all(|((_, wanted), found)| found.as_str() == Some(wanted)) {
-            return Err(invalid_answer("it is about another object than asked for"));
-        }
-        if row.t > now + WINDOW {
-            let ahead = row.t.saturating_sub(now);
+        let promql = self.speaks_promql(question.metric);
+        let rows = if promql { promql::rows(self, question, end) } else { data::rows(self, question, end) }?;
+        let ahead = rows.iter().map(|row| row.end).max().unwrap_or_default().saturating_sub(now);
+        if ahead > AHEAD {
             return Err(invalid_answer(&format!("it is {ahead} s ahead of this node's clock: check the node's time")));
         }
-        let value = match row.d.get(labels.len()) {
-            None | Some(Value::Null) => None,
-            Some(Value::Number(number)) => Some(Quantity::parse(&number.to_string())),
-            Some(_) => return Err(invalid_answer("a metric's value is no number")),
-        };
-        Ok(Some(Row { end: row.t, value }))
+        Ok(rows)
     }
 
-    /// How many pods of the object Sysdig saw in the window that [`Self::row`] sums up. Errors: Sysdig failed.
-    pub fn pods(&self, labels: &[Label<'_>], now: u64) -> Result<u64, Error> {
-        let end = window_end(now);
-        let columns = [json!({ "id": POD }), column(COMPANION, "avg")];
-        let rows = self.data(end.saturating_sub(WINDOW), end, &self.filter(labels)?, &columns, MOST_PODS - 1)?;
-        Ok(rows.iter().filter(|row| row.d.iter().all(|cell| !cell.is_null())).count() as u64)
+    /// How many pods Sysdig saw in the window of a question about one object. Errors: Sysdig failed.
+    pub fn pods(&self, question: &Question<'_>, now: u64) -> Result<u64, Error> {
+        data::pods(self, question, window_end(now))
     }
 
-    /// Whether anything in the cluster had a sample of `metric` within a day. Errors: Sysdig failed.
-    pub fn is_collected(&self, metric: &str, now: u64) -> Result<bool, Error> {
-        let end = window_end(now);
-        let rows = self.data(end.saturating_sub(86_400), end, &self.filter(&[])?, &[column(metric, "avg")], 0)?;
-        Ok(rows.iter().any(|row| row.d.iter().any(|cell| !cell.is_null())))
-    }
-
-    /// The ids of all metrics, from the catalogue's pages. Errors: Sysdig failed.
-    pub fn catalogue(&self) -> Result<Vec<String>, Error> {
-        let mut ids = Vec::new();
-        for page in 0..CATALOGUE_PAGES {
-            let path = format!("/api/v2/metrics/descriptors?limit={CATALOGUE_PAGE}&offset={}", page * CATALOGUE_PAGE);
-            let found: Value = self.ask(&path, None)?;
-            let Some(list) = found.pointer("/metricDescriptors").and_then(Value::as_array) else {
-                return Err(invalid_answer("metricDescriptors is missing"));
-            };
-            let text = |it: &Value, key: &str| it.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-            let metrics = list.iter().filter(|it| !matches!(text(it, "metricType").as_str(), "none" | "segmentBy"));
-            ids.extend(metrics.map(|it| text(it, "id")).filter(|id| !id.is_empty()));
-            if list.len() < CATALOGUE_PAGE {
-                break;
-            }
+    /// Whether anything in the cluster had a sample of the metric within a day. Errors: Sysdig failed.
+    pub fn is_collected(&self, question: &Question<'_>, now: u64) -> Result<bool, Error> {
+        match self.speaks_promql(question.metric) {
+            true => promql::is_collected(self, question, window_end(now)),
+            false => data::is_collected(self, question, window_end(now)),
         }
+    }
+
+    pub fn catalogue(&self) -> Result<Vec<String>, Error> {
+        let mut ids = if self.promql == Some(true) { promql::names(self)? } else { data::catalogue(self)? };
         ids.sort_unstable();
         ids.dedup();
         Ok(ids)
     }
 
-    fn data(&self, start: u64, end: u64, filter: &str, columns: &[Value], to: usize) -> Result<Vec<DataRow>, Error> {
-        let question = json!({
-            "start": start,
-            "end": end,
-            "sampling": end.saturating_sub(start),
-            "dataSourceType": "container",
-            "filter": filter,
-            "metrics": columns,
-            "paging": { "from": 0, "to": to },
-        });
-        let answer: Data = self.ask("/api/data", Some(&question))?;
-        match answer.data.iter().all(|row| row.d.len() == columns.len()) {
-            true => Ok(answer.data),
-            false => Err(invalid_answer("a row has another number of columns than asked for")),
-        }
-    }
-
-    /// Cluster and object, joined by `and`. There is no escape for a quote in this language, so a
-    /// value with one is refused.
-    fn filter(&self, labels: &[Label<'_>]) -> Result<String, Error> {
-        let cluster = (CLUSTER, self.cluster()?);
-        let parts = std::iter::once(&cluster).chain(labels).map(|(id, value)| {
-            if value.chars().any(|c| c.is_control() || matches!(c, '\'' | '"' | '\\')) {
-                return Err(refusal!(
-                    InvalidRequest,
-                    "{} cannot stand in a Sysdig filter: it holds a quote or a backslash",
-                    quoted(value)
-                ));
-            }
-            Ok(format!("{id} = '{value}'"))
-        });
-        Ok(parts.collect::<Result<Vec<_>, _>>()?.join(" and "))
-    }
-
-    fn ask<T: for<'de> Deserialize<'de>>(&self, path: &str, question: Option<&Value>) -> Result<T, Error> {
+    /// The answer to a GET, or with a body of some type to a POST.
+    pub(crate) fn ask<T: for<'de> Deserialize<'de>>(
+        &self,
+        path: &str,
+        body: Option<(&str, String)>,
+    ) -> Result<T, Error> {
         let token = self.token()?;
+        let method = if body.is_some() { Method::POST } else { Method::GET };
+        let (content_type, body) = body.unwrap_or((JSON, String::new()));
         let request = Request::builder()
-            .method(if question.is_some() { Method::POST } else { Method::GET })
+            .method(method)
             .uri(format!("{}{path}", self.endpoint))
             .header("Authorization", format!("Bearer {}", token.expose()))
-            .header("Accept", "application/json")
-            .header("Content-Type", "application/json")
-            .body(question.map(Value::to_string).unwrap_or_default());
+            .header("Accept", JSON)
+            .header("Content-Type", content_type)
+            .body(body);
         let sent = request.map_err(ureq::Error::from).and_then(|request| self.agent.run(request));
         let mut response = sent.map_err(|error| self.unreachable(&error))?;
         let status = response.status().as_u16();
@@ -204,33 +159,30 @@ impl Sysdig {
             ureq::Error::Timeout(_) => self.unreachable(&error),
             other => invalid_answer(&format!("it ends early or cannot be read: {}", explain(&other))),
         })?;
-        serde_json::from_slice(&body).map_err(|error| {
-            let column = error.column();
-            invalid_answer(&format!("it is not the JSON expected (line {}, column {column})", error.line()))
-        })
+        let place = |error: serde_json::Error| format!("line {}, column {}", error.line(), error.column());
+        serde_json::from_slice(&body)
+            .map_err(|error| invalid_answer(&format!("it is not the JSON expected ({})", place(error))))
     }
 
     fn token(&self) -> Result<Secret, Error> {
-        let missing = |why: String| {
+        let found = match &self.token {
+            TokenSource::Given(token) => Ok(token.clone()),
+            TokenSource::Missing => Err("there is no Sysdig API token".to_owned()),
+            TokenSource::File(path) => match std::fs::read_to_string(path) {
+                Ok(text) => Secret::new(text.trim()).ok_or_else(|| format!("{} holds no API token", path.display())),
+                Err(error) => Err(format!("the Sysdig API token cannot be read, {}: {error}", path.display())),
+            },
+        };
+        found.map_err(|why| {
             refusal!(
                 NotConfigured,
                 "{why}: kubectl create secret generic --from-literal access-key=TOKEN -n custom-metrics sysdig-api \
-                     (the token is in Sysdig Monitor under Settings, User Profile)"
+                 (the token is in Sysdig Monitor under Settings, User Profile)"
             )
-        };
-        match &self.token {
-            TokenSource::Given(token) => Ok(token.clone()),
-            TokenSource::Missing => Err(missing("there is no Sysdig API token".to_owned())),
-            TokenSource::File(path) => {
-                let text = std::fs::read_to_string(path).map_err(|error| {
-                    missing(format!("the Sysdig API token cannot be read, {}: {error}", path.display()))
-                })?;
-                Secret::new(text.trim()).ok_or_else(|| missing(format!("{} holds no Sysdig API token", path.display())))
-            }
-        }
+        })
     }
 
-    fn cluster(&self) -> Result<&str, Error> {
+    pub(crate) fn cluster(&self) -> Result<&str, Error> {
         self.cluster.as_deref().ok_or_else(|| {
             refusal!(
                 NotConfigured,
@@ -241,16 +193,13 @@ impl Sysdig {
     }
 
     fn unreachable(&self, error: &ureq::Error) -> Error {
-        let host = &self.endpoint;
+        let (host, why) = (&self.endpoint, explain(error));
         match error {
-            ureq::Error::Timeout(_) => {
-                refusal!(BackendTimeout, "Sysdig at {host} did not answer within SDC_TIMEOUT")
-            }
+            ureq::Error::Timeout(_) => refusal!(BackendTimeout, "Sysdig at {host} did not answer within SDC_TIMEOUT"),
             ureq::Error::Protocol(_) => invalid_answer("it is not HTTP"),
-            other => refusal!(
+            _ => refusal!(
                 BackendUnreachable,
-                "Sysdig at {host} cannot be reached: {} (check SDC_ENDPOINT, DNS and egress)",
-                explain(other)
+                "Sysdig at {host} cannot be reached: {why} (check SDC_ENDPOINT, DNS and egress)"
             ),
         }
     }
@@ -278,16 +227,12 @@ fn window_end(now: u64) -> u64 {
     now.saturating_sub(STEP) / STEP * STEP
 }
 
-fn column(metric: &str, group: &str) -> Value {
-    json!({ "id": metric, "aggregations": { "time": "avg", "group": group } })
-}
-
-fn invalid_answer(why: &str) -> Error {
+pub(crate) fn invalid_answer(why: &str) -> Error {
     refusal!(BackendInvalidAnswer, "Sysdig's answer cannot be used: {why}")
 }
 
-/// What Sysdig says about an error, in whichever of its forms.
-fn remark(body: &[u8]) -> String {
+/// What a server says about an error, in whichever form.
+pub(crate) fn remark(body: &[u8]) -> String {
     let Ok(value) = serde_json::from_slice::<Value>(body) else {
         return String::from_utf8_lossy(body.get(..400).unwrap_or(body)).into_owned();
     };
@@ -305,18 +250,6 @@ mod tests {
         let config =
             Config::read(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| Ok((*value).to_owned())));
         Sysdig::new(&config.unwrap()).unwrap()
-    }
-
-    #[test]
-    fn a_filter_names_cluster_and_object() {
-        let sysdig = sysdig("blue");
-        let labels = [("kubernetes.namespace.name", "default"), ("kubernetes.service.name", "kuard")];
-        let filter = "kubernetes.cluster.name = 'blue' and kubernetes.namespace.name = 'default' and \
-                      kubernetes.service.name = 'kuard'";
-        assert_eq!(sysdig.filter(&labels).unwrap(), filter);
-        for value in ["a'b", "a\"b", "a\\b", "a\nb"] {
-            assert_eq!(sysdig.filter(&[("l", value)]).unwrap_err().reason, Reason::InvalidRequest, "{value}");
-        }
     }
 
     #[test]

@@ -6,13 +6,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Last second that has a four-digit year.
 const MAX: u64 = 253_402_300_799;
 
-/// The time of this machine's clock.
-pub fn unix_now() -> u64 {
+pub(crate) fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Formats Unix seconds, `2019-07-07T15:55:27Z`; later than the year 9999 is shown as its last second.
-pub fn rfc3339(unix_seconds: u64) -> String {
+pub(crate) fn rfc3339(unix_seconds: u64) -> String {
     let seconds = unix_seconds.min(MAX);
     let (year, month, day) = civil_date(seconds / 86_400);
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);

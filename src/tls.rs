@@ -1,5 +1,4 @@
-//! TLS both ways: the serving certificate, the client certificates asked for, PEM in and out, and the
-//! one place where an HTTP client is made.
+//! TLS both ways: certificates, PEM in and out, and the one place where an HTTP client is made.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,7 +15,6 @@ use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, Sign
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Proxy};
 
-/// The one implementation of cryptography in use.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
@@ -32,9 +30,8 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 
 /// The certificates in a PEM bundle. Errors: Says what is wrong with it; an empty bundle is wrong, too.
 pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let found = CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| format!("broken PEM: {error}"))?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let found = found.map_err(|error| format!("broken PEM: {error}"))?;
     for certificate in &found {
         webpki::EndEntityCert::try_from(certificate).map_err(|error| format!("a broken certificate: {error}"))?;
     }
@@ -50,15 +47,12 @@ pub fn pem(label: &str, der: &[u8]) -> String {
 /// <https://www.rfc-editor.org/rfc/rfc4648#section-4>
 pub fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
+    let group = |group: &[u8]| -> String {
         let bits = group.iter().fold(0, |bits, byte| bits << 8 | usize::from(*byte)) << (8 * (3 - group.len()));
-        for at in 0..4 {
-            let digit = ALPHABET.get(bits >> (18 - 6 * at) & 63).filter(|_| at <= group.len());
-            text.push(digit.map_or('=', |byte| char::from(*byte)));
-        }
-    }
-    text
+        let digit = |at: usize| ALPHABET.get(bits >> (18 - 6 * at) & 63).filter(|_| at <= group.len());
+        (0..4).map(|at| digit(at).map_or('=', |byte| char::from(*byte))).collect()
+    };
+    bytes.chunks(3).map(group).collect()
 }
 
 /// The bytes that [`base64`] was made of; None for what it never makes.
@@ -67,12 +61,10 @@ pub fn decode_base64(text: &str) -> Option<Vec<u8>> {
     CertificateDer::from_pem_slice(wrapped.as_bytes()).ok().map(|bytes| bytes.to_vec())
 }
 
-/// The serving certificate in use; can be replaced at any time.
 #[derive(Debug, Default)]
 pub struct Serving(RwLock<Option<Arc<CertifiedKey>>>, AtomicBool);
 
 impl Serving {
-    /// New handshakes use `key` from now on; open connections stay as they are.
     pub fn replace(&self, key: Arc<CertifiedKey>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(key);
     }
@@ -82,7 +74,6 @@ impl Serving {
         self.1.store(true, Ordering::Relaxed);
     }
 
-    /// Whether [`Self::settle`] was called.
     pub fn is_settled(&self) -> bool {
         self.1.load(Ordering::Relaxed)
     }
@@ -98,9 +89,8 @@ impl ResolvesServerCert for Serving {
 pub fn certified_key(chain: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, String> {
     let chain = certificates(chain).map_err(|mistake| format!("the certificate file holds {mistake}"))?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("the key file holds no PEM key: {error}"))?;
-    CertifiedKey::from_der(chain, key, &ring::default_provider())
-        .map(Arc::new)
-        .map_err(|error| format!("certificate and key do not fit: {error}"))
+    let pair = CertifiedKey::from_der(chain, key, &ring::default_provider());
+    pair.map(Arc::new).map_err(|error| format!("certificate and key do not fit: {error}"))
 }
 
 /// How the door shakes hands. Errors: The versions and the cryptography do not fit together.
@@ -119,23 +109,13 @@ pub fn server_config(serving: Arc<Serving>, tls13_only: bool) -> Result<Arc<Serv
     Ok(Arc::new(config))
 }
 
-/// Whose certificates are trusted.
-pub enum Roots {
-    /// Exactly these.
-    Given(Vec<CertificateDer<'static>>),
-    /// Mozilla's, as compiled in.
-    Mozilla,
-}
-
-/// A client for one server. `timeout` covers a whole exchange, from name resolution to the last
-/// byte of the body; redirects are answers like any other.
-pub fn agent(roots: Roots, timeout: Duration, proxy: Option<Proxy>) -> Agent {
-    let roots = match roots {
-        Roots::Mozilla => RootCerts::WebPki,
-        Roots::Given(list) => {
-            RootCerts::new_with_certs(&list.iter().map(|der| Certificate::from_der(der).to_owned()).collect::<Vec<_>>())
-        }
+/// A client for one server, which Mozilla's roots vouch for if none are given. `timeout` covers a whole exchange, from
+/// name resolution to the last byte of the body; redirects are answers like any other.
+pub fn agent(roots: Option<&[CertificateDer<'static>]>, timeout: Duration, proxy: Option<Proxy>) -> Agent {
+    let owned = |list: &[CertificateDer<'static>]| -> Vec<Certificate<'static>> {
+        list.iter().map(|der| Certificate::from_der(der).to_owned()).collect()
     };
+    let roots = roots.map_or(RootCerts::WebPki, |list| RootCerts::new_with_certs(&owned(list)));
     let tls = TlsConfig::builder()
         .provider(TlsProvider::Rustls)
         .root_certs(roots)
@@ -165,12 +145,14 @@ pub fn explain(error: &ureq::Error) -> String {
         other => other.to_string(),
     }
 }
-/// Asks for a client certificate without demanding one, and accepts any chain whose owner has its
-/// key: whom a certificate speaks for is judged per request, against the configuration of that moment.
+
+/// Asks for a client certificate and accepts any: whom it speaks for is judged per request, against the
+/// configuration of that moment.
 #[derive(Debug)]
 struct AnyClientCertificate(WebPkiSupportedAlgorithms);
 
 type Signed = Result<HandshakeSignatureValid, Error>;
+type Verified = Result<ClientCertVerified, Error>;
 
 impl ClientCertVerifier for AnyClientCertificate {
     fn client_auth_mandatory(&self) -> bool {
@@ -181,12 +163,7 @@ impl ClientCertVerifier for AnyClientCertificate {
         &[]
     }
 
-    fn verify_client_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
+    fn verify_client_cert(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Verified {
         Ok(ClientCertVerified::assertion())
     }
 

@@ -166,7 +166,7 @@ fn without_the_configuration_only_health_is_served_and_the_log_names_the_role_bi
     stage.kubernetes.forbid(REQUEST_HEADER);
     stage.kubernetes.user("joe-token", "allowed-user", &[]);
     let setup = stage.start(binary(), &[]);
-    setup.adapter.wait_log("RoleBinding custom-metrics-auth-reader is missing in kube-system");
+    setup.adapter.wait_log("RoleBinding custom-metrics-auth-reader in kube-system");
     let user = [("X-Remote-User", HPA), ("X-Remote-Group", "system:masters")];
     for (path, status) in [("/livez", 200), ("/version", 200), ("/readyz", 503), ("/apis", 401), (READ, 401)] {
         assert_eq!(setup.client.request("GET", path, &user).status, status, "{path}");
@@ -446,7 +446,7 @@ fn whether_somebody_may_is_asked_in_the_words_of_the_api_server_and_refused_in_t
     };
     let metrics = json!({ "resourceAttributes": {
         "verb": "get", "group": "custom.metrics.k8s.io", "version": "v1beta2", "namespace": "default",
-        "resource": "metrics", "name": METRIC,
+        "resource": "metrics", "subresource": "", "name": METRIC,
     } });
     let path = |path: &str| json!({ "nonResourceAttributes": { "verb": "get", "path": path } });
     let read = |resource: &str, name: &str| {

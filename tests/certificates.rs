@@ -216,7 +216,7 @@ fn a_slot_of_somebody_else_or_without_verification_is_reported_and_left_alone() 
 fn a_missing_rule_is_named_and_its_mend_needs_no_restart() {
     for (path, words) in [
         (CERTIFICATE_SECRET, "custom-metrics-apiserver-certificate"),
-        ("/apis/apiregistration.k8s.io/v1/apiservices", "APIService v1beta1.custom.metrics.k8s.io"),
+        ("/apis/apiregistration.k8s.io/v1/apiservices", "APIService v1beta2.custom.metrics.k8s.io"),
     ] {
         let stage = Stage::new();
         stage.kubernetes.forbid(path);

@@ -185,7 +185,7 @@ fn every_value_has_its_age_and_none_is_older_than_its_bound() {
     let setup = Setup::start(binary);
     let path = format!("{BASE}/services/kuard/net.http.request.count");
     let list = setup.read(&path).json();
-    assert_eq!(list["items"][0]["windowSeconds"], 60);
+    assert_eq!(list["items"][0]["window"], 60);
     setup.sysdig.fail(Fault::Stale(90));
     assert_eq!(setup.read(&path).status, 200);
     setup.sysdig.fail(Fault::Stale(150));

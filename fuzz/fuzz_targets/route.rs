@@ -12,10 +12,18 @@ fuzz_target!(|text: &str| {
             assert!(VERSIONS.contains(&read.version));
             assert!(is_metric_id(&read.metric), "{:?}", read.metric);
             for name in [&read.namespace, &read.name, &read.object, &read.metric] {
-                assert!(!name.is_empty() && name.len() <= 253 + 16, "{name:?}");
-                assert!(!name.contains(['/', '\'', '"', '\\', '*', '?', '#', '%']), "{name:?}");
+                assert!(name.len() <= 253 + 16, "{name:?}");
+                assert!(name == "*" || !name.contains(['/', '\'', '"', '\\', '*', '?', '#', '%']), "{name:?}");
                 assert!(!name.chars().any(|c| c.is_control() || c.is_whitespace()), "{name:?}");
                 assert!(*name != "." && *name != "..", "{name:?}");
+            }
+            assert!(read.objects.is_empty() || read.name == "*");
+            assert!((20..=600).contains(&read.tuning.window) && read.tuning.window % 10 == 0);
+            for label in &read.labels {
+                for text in label.values.iter().chain([&label.key]) {
+                    assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b)), "{text:?}");
+                }
+                assert!(!label.key.starts_with("sysdig/"));
             }
         }
         Ok(_) => assert!(method == "GET" || method == "HEAD", "{method:?}"),

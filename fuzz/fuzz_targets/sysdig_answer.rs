@@ -12,10 +12,11 @@ use readable::{TOKEN, readable};
 use serde_json::Value;
 use support::http::{HttpServer, Reply, lock};
 use sysdig_metrics_adapter::config::Config;
-use sysdig_metrics_adapter::sysdig::Sysdig;
+use sysdig_metrics_adapter::selector::{Requirement, Tuning};
+use sysdig_metrics_adapter::sysdig::{Question, Sysdig};
 
 const NOW: u64 = 1_800_000_000;
-const LABELS: [(&str, &str); 2] = [("kubernetes.namespace.name", "default"), ("kubernetes.service.name", "kuard")];
+const LABELS: [(&str, &str); 2] = [("kubernetes.namespace.name", "default"), ("kubernetes.pod.name", "kuard")];
 
 type Answer = Arc<Mutex<(u16, Vec<u8>)>>;
 
@@ -43,19 +44,42 @@ fuzz_target!(|bytes: &[u8]| {
     let status =
         [200, 200, 200, 200, 200, 400, 401, 403, 404, 422, 429, 500, 503, 302, 204, 206][usize::from(first % 16)];
     *lock(answer) = (status, body.to_vec());
-    let row = sysdig.row("net.http.request.count", "avg", &LABELS, NOW);
-    readable(&row);
-    if let Ok(Some(row)) = row {
+    let scope = LABELS.map(|(key, value)| Requirement { key: key.to_owned(), values: vec![value.to_owned()] });
+    let question = |metric| Question {
+        metric,
+        tuning: Tuning { time: "avg", group: "avg", window: 60 },
+        host: false,
+        by: Some("kubernetes.pod.name"),
+        scope: scope.to_vec(),
+        labels: &[],
+    };
+    let (data, promql) = (question("net.http.request.count"), question("queue_depth"));
+    let rows = sysdig.rows(&data, NOW);
+    readable(&rows);
+    if let Ok(rows) = rows {
         assert_eq!(status, 200);
         let sent: Value = serde_json::from_slice(body).expect("only JSON has rows");
-        let rows = sent["data"].as_array().expect("rows are a list");
-        assert_eq!(rows.len(), 1);
-        let cells = rows[0]["d"].as_array().expect("cells are a list");
-        assert_eq!((cells.len(), cells[0].as_str(), cells[1].as_str()), (4, Some("default"), Some("kuard")));
-        assert_eq!(row.value.is_none(), cells[2].is_null());
-        assert_eq!(row.end, rows[0]["t"].as_u64().expect("a time is a number"));
+        let sent = sent["data"].as_array().expect("rows are a list");
+        assert_eq!(rows.len(), sent.len());
+        for (row, sent) in rows.iter().zip(sent) {
+            let cells = sent["d"].as_array().expect("cells are a list");
+            assert_eq!((cells.len(), cells[0].as_str(), cells[1].as_str()), (4, Some("default"), Some("kuard")));
+            assert_eq!((row.value.is_none(), row.object.as_str()), (cells[2].is_null(), "kuard"));
+            assert_eq!(row.end, sent["t"].as_u64().expect("a time is a number"));
+        }
     }
-    readable(&sysdig.pods(&LABELS, NOW));
-    readable(&sysdig.is_collected("net.http.request.count", NOW));
+    let rows = sysdig.rows(&promql, NOW);
+    readable(&rows);
+    for row in rows.unwrap_or_default() {
+        let sent: Value = serde_json::from_slice(body).expect("only JSON has rows");
+        let series = sent["data"]["result"].as_array().expect("series are a list");
+        let own = |it: &&Value| it["metric"]["kube_pod_name"].as_str().unwrap_or_default() == row.object;
+        assert!(series.iter().any(|it| own(&it) && it["metric"]["sysdig_metrics_adapter"] == "value"));
+        assert!(row.value.is_some() && row.end <= NOW);
+    }
+    readable(&sysdig.pods(&data, NOW));
+    for question in [data, promql] {
+        readable(&sysdig.is_collected(&question, NOW));
+    }
     readable(&sysdig.catalogue());
 });

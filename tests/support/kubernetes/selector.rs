@@ -56,6 +56,9 @@ fn matches_requirement(requirement: &str, object: &Value) -> Result<bool, String
         };
     }
     if let Some((key, value, wanted)) = comparison(requirement) {
+        if value.contains(['=', '!', ' ']) {
+            return Err(invalid());
+        }
         return Ok((label(key) == Some(value)) == wanted);
     }
     let (key, wanted) = requirement.strip_prefix('!').map_or((requirement, true), |key| (key.trim(), false));

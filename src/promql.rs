@@ -1,0 +1,256 @@
+//! Questions in PromQL, to Sysdig's Prometheus API.
+//! One request asks for three things of each object: the value, the newest sample's time, and the pods that Sysdig sees.
+//! Source: <https://docs.sysdig.com/en/sysdig-monitor/prometheuspublicapiservicelimits>.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::error::{Error, quoted, refusal};
+use crate::kube::items;
+use crate::quantity::Quantity;
+use crate::route::{Resource, percent_encode};
+use crate::selector::{Requirement, Tuning};
+use crate::sysdig::{Question, Row, Sysdig, invalid_answer};
+
+/// Sysdig's own metrics: the old id, the name in PromQL, and what a sample is. `delta`: the change since the sample
+/// before, as the agent tells it; `gauge`: a state. What applications tell is a `counter`: a total since some start.
+/// Source: <https://docs.sysdig.com/en/docs/sysdig-monitor/using-monitor/metrics/metrics-library/>.
+pub(crate) const OWN: &str = include_str!("legacy-metrics.txt");
+/// Every container has it, whatever its traffic.
+const COMPANION: &str = "sysdig_container_up";
+const CLUSTER: &str = "kube_cluster_name";
+/// The label that tells the parts of an answer apart.
+const PART: &str = "sysdig_metrics_adapter";
+/// A longer query travels in a body.
+const LONGEST_GET: usize = 2000;
+
+/// Sysdig's label in PromQL: `kube_pod_name` for `kubernetes.pod.name`.
+pub(crate) fn label_name(label: &str) -> String {
+    let plain = label.replace(['.', '-', '/'], "_");
+    let ours = plain.strip_prefix("kubernetes_").map(|rest| format!("kube_{}", rest.to_ascii_lowercase()));
+    ours.unwrap_or(plain)
+}
+
+pub(crate) fn rows(sysdig: &Sysdig, question: &Question<'_>, end: u64) -> Result<Vec<Row>, Error> {
+    let answer = ask(sysdig, &query(question, sysdig.cluster()?)?, end)?;
+    let by = question.by.map(label_name);
+    let mut rows: BTreeMap<&str, Row> = BTreeMap::new();
+    for series in items(&answer, "/data/result") {
+        let text = |label: &str| series["metric"][label].as_str().unwrap_or_default();
+        let object = by.as_ref().map_or("", |by| text(by));
+        let row =
+            rows.entry(object).or_insert_with(|| Row { object: object.to_owned(), end, value: None, pods: Some(0) });
+        match (text(PART), series["value"][1].as_str().unwrap_or_default()) {
+            ("value", value) if row.value.is_none() => row.value = Some(Quantity::parse(value)),
+            ("pods", value) => row.pods = value.parse().ok(),
+            ("time", value) => row.end = value.parse::<f64>().map_or(0, |seconds| end.min(seconds as u64)),
+            _ => return Err(invalid_answer("it has a series that was not asked for")),
+        }
+    }
+    // Silence of what counts changes is idleness, if the pods are seen; of anything else it is just silence.
+    let (_, kind) = series(question)?;
+    let rows = rows.into_values().filter(|row| kind == "delta" || row.value.is_some());
+    Ok(rows.map(|row| if row.value.is_some() { row } else { Row { end, ..row } }).collect())
+}
+
+pub(crate) fn is_collected(sysdig: &Sysdig, question: &Question<'_>, end: u64) -> Result<bool, Error> {
+    let ((name, _), cluster) = (series(question)?, matchers(sysdig.cluster()?, &[]));
+    let answer = ask(sysdig, &format!("count(last_over_time({name}{{{cluster}}}[1d]))"), end)?;
+    Ok(items(&answer, "/data/result").next().is_some())
+}
+
+pub(crate) fn names(sysdig: &Sysdig) -> Result<Vec<String>, Error> {
+    let answer: Value = sysdig.ask("/prometheus/api/v1/label/__name__/values", None)?;
+    Ok(items(&answer, "/data").filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+fn ask(sysdig: &Sysdig, query: &str, time: u64) -> Result<Value, Error> {
+    let (path, form) = ("/prometheus/api/v1/query", format!("query={}&time={time}", percent_encode(query)));
+    let answer: Value = match form.len() > LONGEST_GET {
+        true => sysdig.ask(path, Some(("application/x-www-form-urlencoded", form)))?,
+        false => sysdig.ask(&format!("{path}?{form}"), None)?,
+    };
+    // What begins otherwise is a remark on the query; all else means that series are missing.
+    let cut = items(&answer, "/warnings").filter_map(Value::as_str).find(|it| !it.starts_with("PromQL ")).map(quoted);
+    match cut {
+        Some(warning) => Err(invalid_answer(&format!("it is not whole: {warning}"))),
+        None if answer["data"]["resultType"] != "vector" => Err(invalid_answer("it is no vector")),
+        None => Ok(answer),
+    }
+}
+
+/// Name of the series of a metric, and what a sample of it is.
+fn series(question: &Question<'_>) -> Result<(String, &'static str), Error> {
+    let metric = question.metric;
+    let own = OWN.lines().filter_map(|line| line.split_once(' ').and_then(|(id, it)| Some((id, it.split_once(' ')?))));
+    let container = ["sysdig_host_", "sysdig_program_"].iter().find_map(|flavour| metric.strip_prefix(flavour));
+    let container = container.map_or_else(|| metric.to_owned(), |rest| format!("sysdig_container_{rest}"));
+    if let Some((id, (name, kind))) = own.clone().find(|(id, (name, _))| *id == metric || *name == container) {
+        let flavour = if question.host { "sysdig_host_" } else { "sysdig_container_" };
+        let name = if id == metric { name.replacen("sysdig_container_", flavour, 1) } else { metric.to_owned() };
+        return Ok((name, kind));
+    }
+    if metric.contains(['.', '-']) {
+        let family = metric.split('.').next().unwrap_or_default();
+        let near = own.map(|(id, _)| id).filter(|id| id.starts_with(family)).collect::<Vec<_>>().join(", ");
+        return Err(refusal!(
+            InvalidRequest,
+            "{metric} has no name in PromQL that is safe to assume: ask for it as Sysdig Monitor's PromQL explorer names it \
+             (ids of its family that have one: {near})"
+        ));
+    }
+    let total = ["_total", "_count", "_sum", "_bucket"].iter().any(|end| metric.ends_with(end));
+    Ok((metric.to_owned(), if total && !metric.starts_with("sysdig_") { "counter" } else { "gauge" }))
+}
+
+fn query(question: &Question<'_>, cluster: &str) -> Result<String, Error> {
+    let Tuning { time, group, window } = question.tuning;
+    let (name, kind) = series(question)?;
+    let series = format!("{name}{{{}}}", matchers(cluster, &question.requirements()));
+    // The sample on the older edge is one of the window before.
+    let samples = format!("{series}[{}ms]", window * 1000 - 1);
+    let value = match (kind, time) {
+        ("counter", "avg" | "timeAvg") => format!("rate({samples})"),
+        ("counter", "sum") => format!("increase({samples})"),
+        ("counter", _) => return Err(refusal!(InvalidRequest, "{name} counts up: its {time} over time means nothing")),
+        ("delta", "avg" | "timeAvg") => format!("sum_over_time({samples}) / {window}"),
+        (_, "timeAvg") => format!("avg_over_time({samples})"),
+        _ => format!("{time}_over_time({samples})"),
+    };
+    let (by, pod) = (question.by.map(label_name), label_name(Resource::PODS.label));
+    let each = by.as_ref().map_or_else(|| pod.clone(), |by| format!("{by}, {pod}"));
+    let by = by.map_or_else(String::new, |by| format!(" by ({by})"));
+    let part = |part: &str, query: String| format!("label_replace({query}, \"{PART}\", \"{part}\", \"\", \"\")");
+    let value = part("value", format!("{group}{by} ({value})"));
+    let time = part("time", format!("max{by} (timestamp({series}))"));
+    if question.host {
+        return Ok(format!("{value} or {time}"));
+    }
+    let seen = format!("last_over_time({COMPANION}{{{}}}[{window}s])", matchers(cluster, &question.scope));
+    let pods = part("pods", format!("count{by} (count by ({each}) ({seen}))"));
+    Ok(format!("{value} or {time} or {pods}"))
+}
+
+fn matchers(cluster: &str, requirements: &[Requirement]) -> String {
+    let cluster = Requirement { key: CLUSTER.to_owned(), values: vec![cluster.to_owned()] };
+    let matchers = std::iter::once(&cluster).chain(requirements).map(|Requirement { key, values }| {
+        let pattern = values.iter().map(|value| pattern(value)).collect::<Vec<_>>().join("|");
+        format!("{}=~{}", label_name(key), string(&pattern))
+    });
+    matchers.collect::<Vec<_>>().join(",")
+}
+
+/// A string literal. Source: <https://prometheus.io/docs/prometheus/latest/querying/basics/#string-literals>.
+fn string(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
+}
+
+/// A regular expression for exactly `text`.
+fn pattern(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
+    text.chars().flat_map(|c| (!plain(c)).then_some('\\').into_iter().chain([c])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(metric: &'static str, time: &'static str) -> Question<'static> {
+        let scope = vec![Requirement { key: "kubernetes.namespace.name".to_owned(), values: vec!["shop".to_owned()] }];
+        let tuning = Tuning { time, group: "sum", window: 60 };
+        Question { metric, tuning, host: false, by: Some("kubernetes.pod.name"), scope, labels: &[] }
+    }
+
+    #[test]
+    fn labels_have_sysdigs_names_of_both_kinds() {
+        let table = [
+            ("kubernetes.cluster.name", "kube_cluster_name"),
+            ("kubernetes.daemonSet.name", "kube_daemonset_name"),
+            ("kubernetes.pod.label.app-name", "kube_pod_label_app_name"),
+            ("kube_pod_name", "kube_pod_name"),
+            ("container.name", "container_name"),
+            ("example.com/tier", "example_com_tier"),
+        ];
+        for (label, expected) in table {
+            assert_eq!(label_name(label), expected);
+        }
+    }
+
+    #[test]
+    fn the_function_over_time_follows_what_a_sample_is() {
+        let table = [
+            (
+                "net.http.request.count",
+                "avg",
+                "sum_over_time(sysdig_container_net_http_request_count{X}[59999ms]) / 60",
+            ),
+            (
+                "net.http.request.count",
+                "timeAvg",
+                "sum_over_time(sysdig_container_net_http_request_count{X}[59999ms]) / 60",
+            ),
+            ("net.http.request.count", "max", "max_over_time(sysdig_container_net_http_request_count{X}[59999ms])"),
+            ("sysdig_host_net_total_bytes", "avg", "sum_over_time(sysdig_host_net_total_bytes{X}[59999ms]) / 60"),
+            ("cpu.used.percent", "avg", "avg_over_time(sysdig_container_cpu_used_percent{X}[59999ms])"),
+            ("cpu.used.percent", "timeAvg", "avg_over_time(sysdig_container_cpu_used_percent{X}[59999ms])"),
+            ("queue_depth", "min", "min_over_time(queue_depth{X}[59999ms])"),
+            ("orders_total", "avg", "rate(orders_total{X}[59999ms])"),
+            ("orders_total", "sum", "increase(orders_total{X}[59999ms])"),
+        ];
+        for (metric, time, expected) in table {
+            let query = query(&question(metric, time), "blue").unwrap();
+            let series = r#"kube_cluster_name=~"blue",kube_namespace_name=~"shop""#;
+            let expected = expected.replace('X', series);
+            assert!(
+                query.starts_with(&format!("label_replace(sum by (kube_pod_name) ({expected})")),
+                "{metric}: {query}"
+            );
+        }
+        for (metric, time) in
+            [("orders_total", "max"), ("jvm.heap.used", "avg"), ("net.http.nope", "avg"), ("a-b", "avg")]
+        {
+            assert!(query(&question(metric, time), "blue").is_err(), "{metric}");
+        }
+        let refusal = query(&question("net.http.nope", "avg"), "blue").unwrap_err().message;
+        assert!(refusal.contains("net.http.request.count, net.http.request.time"), "{refusal}");
+    }
+
+    #[test]
+    fn a_node_is_asked_for_as_a_host_and_has_no_pods() {
+        let question = Question { host: true, by: Some("kubernetes.node.name"), ..question("cpu.used.percent", "avg") };
+        let query = query(&question, "blue").unwrap();
+        assert!(query.contains("sum by (kube_node_name) (avg_over_time(sysdig_host_cpu_used_percent{"), "{query}");
+        assert!(!query.contains(COMPANION), "{query}");
+    }
+
+    #[test]
+    fn nothing_in_a_value_can_end_its_string_or_mean_more_than_itself() {
+        let hostile =
+            ["a\"} or up{x=\"", "a\\", "a\nb", "a|b", ".*", "a.b", "(", "[a]", "a{2}", "^$", "\"", "\\\"", "é"];
+        for value in hostile {
+            let text = matchers(value, &[]);
+            let quoted = text.strip_prefix("kube_cluster_name=~").expect("one matcher");
+            // A string of PromQL without \u escapes is one of JSON, too.
+            let pattern: String = serde_json::from_str(quoted).expect("one string");
+            let mut plain = String::new();
+            let mut rest = pattern.chars();
+            while let Some(c) = rest.next() {
+                assert!(c.is_alphanumeric() || "_-\\".contains(c), "{c} of {value:?} is not escaped in {pattern:?}");
+                plain.push(if c == '\\' { rest.next().expect("an escape is of something") } else { c });
+            }
+            assert_eq!(plain, value);
+        }
+    }
+
+    #[test]
+    fn every_line_of_the_table_of_metrics_is_whole() {
+        for line in OWN.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let [id, name, kind] = words[..] else { panic!("{line}") };
+            assert!(id.bytes().all(|b| b.is_ascii_lowercase() || b == b'.'), "{line}");
+            assert!(name.starts_with("sysdig_container_") && ["delta", "gauge"].contains(&kind), "{line}");
+            assert_eq!(OWN.lines().filter(|other| other.split(' ').next() == Some(id)).count(), 1, "{line}");
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! Reads in PromQL: the real binary over real TLS, and behind it a real Prometheus that plays Sysdig.
+
+#[path = "support/prometheus.rs"]
+mod prometheus;
+mod support;
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use prometheus::{Prometheus, Samples, missing};
+use serde_json::{Value, json};
+use support::http::Reply;
+use support::{Response, Setup, Stage, TOKEN};
+
+const BASE: &str = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default";
+const REQUESTS: &str = "sysdig_container_net_http_request_count";
+/// Samples reach into the future, so that there are some however long a test takes.
+const ONGOING: i64 = -1200;
+
+fn binary() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_sysdig-metrics-adapter"))
+}
+
+/// True, and a line that says so, if there is no Prometheus here.
+fn skipped() -> bool {
+    use std::io::Write;
+    missing().is_some_and(|why| writeln!(std::io::stderr(), "{why}").is_ok())
+}
+
+fn pod(cluster: &str, namespace: &str, workload: &str, pod: &str) -> String {
+    format!(
+        r#"kube_cluster_name="{cluster}",kube_namespace_name="{namespace}",kube_deployment_name="{workload}",kube_workload_type="deployment",kube_workload_name="{workload}",kube_pod_name="{pod}",container_name="{workload}""#
+    )
+}
+
+fn series(name: &str, labels: &str, first: f64, step: f64, newest: i64) -> Samples {
+    Samples { series: format!("{name}{{{labels}}}"), first, step, newest }
+}
+
+/// Three pods with 100, 200 and 300 requests in each 10 s, a queue of 5, 6 and 7, and counters that grow by 20, 40 and
+/// 60 in 10 s; `up` each, and the same names in another cluster and another namespace with other numbers.
+fn world() -> Vec<Samples> {
+    let mut samples = Vec::new();
+    for index in 0..3 {
+        let (labels, n) = (pod("demo", "default", "kuard", &format!("kuard-{index}")), f64::from(index));
+        samples.push(series("sysdig_container_up", &labels, 1.0, 0.0, ONGOING));
+        samples.push(series(REQUESTS, &labels, 100.0 * (n + 1.0), 0.0, ONGOING));
+        samples.push(series("sysdig_container_cpu_used_percent", &labels, 20.0 + 10.0 * n, 0.0, ONGOING));
+        samples.push(series("queue_depth", &labels, 5.0 + n, 0.0, ONGOING));
+        samples.push(series("orders_total", &labels, 1000.0, 20.0 * (n + 1.0), ONGOING));
+    }
+    for (cluster, namespace) in [("other", "default"), ("demo", "elsewhere")] {
+        let labels = pod(cluster, namespace, "kuard", "kuard-0");
+        samples.push(series("sysdig_container_up", &labels, 1.0, 0.0, ONGOING));
+        samples.push(series(REQUESTS, &labels, 77_777.0, 0.0, ONGOING));
+        samples.push(series("queue_depth", &labels, 77_777.0, 0.0, ONGOING));
+    }
+    let node = r#"kube_cluster_name="demo",kube_node_name="worker-1""#;
+    samples.push(series("sysdig_host_cpu_used_percent", node, 35.0, 0.0, ONGOING));
+    samples
+}
+
+/// The adapter with `kuard` of three Ready pods in Kubernetes, and these samples behind it.
+fn start(samples: &[Samples], overrides: &[(&str, &str)]) -> (Setup, Prometheus) {
+    let prometheus = Prometheus::start(TOKEN, samples);
+    let mut all = vec![("SDC_ENDPOINT", prometheus.url()), ("SDC_BACKEND", "promql".to_owned())];
+    all.extend(overrides.iter().map(|(name, value)| (*name, (*value).to_owned())));
+    let stage = Stage::new();
+    stage.kubernetes.object("/api/v1/nodes/worker-1", json!({ "metadata": { "labels": { "pool": "a" } } }));
+    let setup = stage.start(binary(), &all);
+    setup.adapter.wait_ready(&setup.client);
+    (setup, prometheus)
+}
+
+/// Names and values of the items.
+fn values(response: &Response) -> BTreeMap<String, String> {
+    assert_eq!(response.status, 200, "{}", response.text());
+    let list = response.json();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let item = |item: &Value| (text(&item["describedObject"]["name"]), text(&item["value"]));
+    list["items"].as_array().unwrap().iter().map(item).collect()
+}
+
+fn value(response: &Response) -> String {
+    let values = values(response);
+    assert_eq!(values.len(), 1, "{values:?}");
+    values.into_values().next().unwrap()
+}
+
+/// Status code, reason word and message of a refusal.
+fn refusal(response: &Response) -> (u16, String, String) {
+    let status = response.json();
+    let text = |pointer: &str| status.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    (response.status, text("/details/causes/0/reason"), text("/message"))
+}
+
+#[test]
+fn every_object_and_aggregation_has_the_value_that_its_samples_have() {
+    if skipped() {
+        return;
+    }
+    let (setup, prometheus) = start(&world(), &[]);
+    let tuned = |key: &str, value: &str| format!("?metricLabelSelector=sysdig%2F{key}%3D{value}");
+    let sum = tuned("group-aggregation", "sum");
+    let table = [
+        // 100, 200 and 300 in each 10 s are 10, 20 and 30 a second.
+        ("services/kuard/net.http.request.count".to_owned(), "20"),
+        ("services/deployment;kuard/net.http.request.count".to_owned(), "20"),
+        ("deployments.apps/kuard/net.http.request.count".to_owned(), "20"),
+        ("pods/kuard-2/net.http.request.count".to_owned(), "30"),
+        ("metrics/net.http.request.count".to_owned(), "20"),
+        (format!("services/kuard/{REQUESTS}"), "20"),
+        (format!("services/kuard/net.http.request.count{sum}"), "60"),
+        (format!("deployments/kuard/net.http.request.count{sum}"), "60"),
+        (format!("metrics/net.http.request.count{sum}"), "60"),
+        (format!("services/kuard/net.http.request.count{}", tuned("group-aggregation", "max")), "30"),
+        (format!("services/kuard/net.http.request.count{}", tuned("group-aggregation", "min")), "10"),
+        (format!("pods/kuard-0/net.http.request.count{}", tuned("time-aggregation", "timeAvg")), "10"),
+        (format!("pods/kuard-0/net.http.request.count{}", tuned("time-aggregation", "sum")), "600"),
+        (format!("pods/kuard-0/net.http.request.count{}", tuned("time-aggregation", "max")), "100"),
+        (format!("pods/kuard-0/net.http.request.count{}", tuned("window", "2m")), "10"),
+        ("services/kuard/cpu.used.percent".to_owned(), "30"),
+        ("pods/kuard-0/cpu.used.percent".to_owned(), "20"),
+        ("services/kuard/queue_depth".to_owned(), "6"),
+        (format!("services/kuard/queue_depth{sum}"), "18"),
+        // A counter that grows by 20, 40 and 60 in 10 s.
+        ("services/kuard/orders_total".to_owned(), "4"),
+        (format!("services/kuard/orders_total{sum}"), "12"),
+        ("pods/kuard-1/orders_total".to_owned(), "4"),
+        ("pods/kuard-1/queue_depth?metricLabelSelector=container_name%3Dkuard".to_owned(), "6"),
+        ("pods/kuard-1/queue_depth?metricLabelSelector=container.name%3Dkuard".to_owned(), "6"),
+    ];
+    for (rest, expected) in table {
+        assert_eq!(value(&setup.read(&format!("{BASE}/{rest}"))), expected, "{rest}");
+        let older = BASE.replace("v1beta2", "v1beta1");
+        assert_eq!(value(&setup.read(&format!("{older}/{rest}"))), expected, "{rest} in v1beta1");
+    }
+    let api = "/apis/custom.metrics.k8s.io/v1beta2";
+    assert_eq!(value(&setup.read(&format!("{api}/nodes/worker-1/cpu.used.percent"))), "35");
+    assert_eq!(value(&setup.read(&format!("{api}/namespaces/default/net.http.request.count"))), "20");
+    for (method, query) in prometheus.queries() {
+        assert!(method == "GET" || query.len() > 500, "{method} {query}");
+        assert!(!query.contains("{kube_namespace"), "every selector begins with the cluster: {query}");
+    }
+}
+
+#[test]
+fn of_many_pods_each_has_its_own_value_in_one_query() {
+    if skipped() {
+        return;
+    }
+    let (setup, prometheus) = start(&world(), &[]);
+    let finished = json!({ "metadata": { "labels": { "app": "kuard" } }, "status": { "phase": "Succeeded" } });
+    setup.kubernetes.object("/api/v1/namespaces/default/pods/kuard-1", finished);
+    let before = prometheus.queries().len();
+    let found = values(&setup.read(&format!("{BASE}/pods/%2A/net.http.request.count?labelSelector=app%3Dkuard")));
+    let expected = [("kuard-0", "10"), ("kuard-2", "30")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(found, BTreeMap::from(expected), "a finished pod is left out");
+    assert_eq!(prometheus.queries().len(), before + 1);
+    let (code, word, message) = refusal(&setup.read(&format!("{BASE}/pods/%2A/queue_depth?labelSelector=app%3Dnope")));
+    assert_eq!((code, word.as_str()), (404, "object-not-found"), "{message}");
+    let (code, _, message) = refusal(&setup.read(&format!("{BASE}/services/%2A/queue_depth")));
+    assert_eq!(code, 400, "{message}");
+    for index in 0..80 {
+        let path = format!("/api/v1/namespaces/default/pods/a-pod-with-a-very-long-name-{index:03}");
+        setup.kubernetes.object(&path, json!({ "metadata": { "labels": { "app": "kuard" } } }));
+    }
+    let found = values(&setup.read(&format!("{BASE}/pods/%2A/net.http.request.count?labelSelector=app%3Dkuard")));
+    assert_eq!(found.len(), 2, "pods without samples have no item");
+    let (method, query) = prometheus.queries().pop().unwrap();
+    assert_eq!(method, "POST", "{} bytes", query.len());
+}
+
+#[test]
+fn silence_is_zero_only_for_what_counts_changes_and_only_with_proof() {
+    if skipped() {
+        return;
+    }
+    let labels = |index| pod("demo", "default", "kuard", &format!("kuard-{index}"));
+    let up = |index| series("sysdig_container_up", &labels(index), 1.0, 0.0, ONGOING);
+    // Silent since five minutes ago.
+    let silent = |name: &str| series(name, &labels(0), 50.0, 0.0, 300);
+    let mut samples = vec![up(0), up(1), silent(REQUESTS), silent("queue_depth"), silent("orders_total")];
+    let (setup, _prometheus) = start(&samples, &[]);
+    let reads = |setup: &Setup, rest: &str| refusal(&setup.read(&format!("{BASE}/{rest}")));
+    let (_, word, message) = reads(&setup, "services/kuard/net.http.request.count");
+    assert_eq!(word, "no-data", "{message}");
+    assert!(message.contains("it sees 2 of its 3 ready pods"), "{message}");
+    samples.push(up(2));
+    let (setup, _prometheus) = start(&samples, &[]);
+    assert_eq!(value(&setup.read(&format!("{BASE}/services/kuard/net.http.request.count"))), "0");
+    assert_eq!(value(&setup.read(&format!("{BASE}/pods/kuard-0/net.http.request.count"))), "0");
+    for (rest, expected) in [
+        ("services/kuard/net.http.error.count", "metric-not-collected"),
+        ("services/kuard/queue_depth", "no-data"),
+        ("services/kuard/orders_total", "no-data"),
+        ("services/kuard/cpu.used.percent", "no-data"),
+        ("services/kuard/no_such_metric", "no-data"),
+        ("services/kuard/queue_depth?metricLabelSelector=sysdig%2Fwindow%3D10m", "too-old"),
+    ] {
+        let (_, word, message) = reads(&setup, rest);
+        assert_eq!(word, expected, "{rest}: {message}");
+    }
+}
+
+#[test]
+fn a_value_that_is_none_is_refused_by_its_own_word() {
+    if skipped() {
+        return;
+    }
+    let labels = pod("demo", "default", "kuard", "kuard-0");
+    let numbers = [("a", f64::NAN), ("b", f64::INFINITY), ("c", 1e300), ("d", -2.5), ("e", 1e-12)];
+    let mut samples: Vec<Samples> =
+        numbers.iter().map(|(name, number)| series(&format!("odd_{name}"), &labels, *number, 0.0, ONGOING)).collect();
+    samples.push(series("sysdig_container_up", &labels, 1.0, 0.0, ONGOING));
+    let (setup, _prometheus) = start(&samples, &[]);
+    for (name, expected) in [("a", "not-finite"), ("b", "not-finite"), ("c", "out-of-range")] {
+        let (code, word, message) = refusal(&setup.read(&format!("{BASE}/pods/kuard-0/odd_{name}")));
+        assert_eq!((code, word.as_str()), (422, expected), "{message}");
+    }
+    assert_eq!(value(&setup.read(&format!("{BASE}/pods/kuard-0/odd_d"))), "-2500m");
+    assert_eq!(value(&setup.read(&format!("{BASE}/pods/kuard-0/odd_e"))), "1n");
+    for metric in ["jvm.heap.used", "net.http.nope"] {
+        let (code, _, message) = refusal(&setup.read(&format!("{BASE}/pods/kuard-0/{metric}")));
+        assert_eq!(code, 400, "{message}");
+        assert!(message.contains("no name in PromQL that is safe to assume"), "{message}");
+    }
+}
+
+#[test]
+fn every_error_of_sysdigs_has_its_word_and_a_part_of_an_answer_is_none() {
+    if skipped() {
+        return;
+    }
+    let (setup, prometheus) = start(&world(), &[]);
+    let vector = |result: Value| json!({ "status": "success", "data": { "resultType": "vector", "result": result } });
+    let mut cut = vector(json!([]));
+    cut["warnings"] = json!(["result was truncated to 1000 series"]);
+    let part = |part: &str, value: &str| json!([{ "metric": { "sysdig_metrics_adapter": part, "kube_pod_name": "kuard-0" }, "value": [1, value] }]);
+    let error = |text: &str| json!({ "status": "error", "errorType": "bad_data", "error": text });
+    let html = "<html>Sign in to this network</html>";
+    let table = [
+        (Reply::json(400, &error("parse error")), "backend-rejected", "parse error"),
+        (
+            Reply::json(401, &json!({ "timestamp": 1, "status": 401, "error": "Unauthorized" })),
+            "backend-unauthorized",
+            "",
+        ),
+        (Reply::json(403, &json!({ "message": "Access is denied" })), "backend-forbidden", "Access is denied"),
+        (Reply::text(404, "404 page not found"), "backend-rejected", "404 page not found"),
+        (Reply::json(410, &error("gone")), "backend-rejected", "gone"),
+        (Reply::json(422, &error("too many metrics")), "backend-rejected", "too many metrics"),
+        (Reply::json(429, &json!({ "type": "t", "message": "slow down", "details": [] })), "backend-rate-limited", ""),
+        (Reply::json(500, &error("internal")), "backend-error", "internal"),
+        (Reply::typed(502, "text/html", html), "backend-error", "Sign in"),
+        (Reply::typed(200, "text/html", html), "backend-invalid-answer", "JSON"),
+        (Reply::json(200, &cut), "backend-invalid-answer", "truncated to 1000 series"),
+        (
+            Reply::json(200, &json!({ "status": "success", "data": { "resultType": "scalar" } })),
+            "backend-invalid-answer",
+            "vector",
+        ),
+        (Reply::json(200, &vector(part("more", "1"))), "backend-invalid-answer", "not asked for"),
+        (
+            Reply::json(200, &vector(json!([part("value", "1")[0], part("value", "2")[0]]))),
+            "backend-invalid-answer",
+            "",
+        ),
+        (Reply::json(200, &vector(json!([]))), "no-data", "kuard-0"),
+        (Reply::json(200, &vector(part("value", "one"))), "not-finite", ""),
+        (Reply::Reset, "backend-unreachable", ""),
+        (Reply::Truncate, "backend-invalid-answer", ""),
+    ];
+    for (reply, expected, says) in table {
+        prometheus.reply(Some(reply.clone()));
+        let (_, word, message) = refusal(&setup.read(&format!("{BASE}/pods/kuard-0/queue_depth")));
+        assert_eq!(word, expected, "{reply:?}: {message}");
+        assert!(message.contains(says) && !message.contains(TOKEN), "{reply:?}: {message}");
+    }
+    prometheus.reply(None);
+    assert_eq!(value(&setup.read(&format!("{BASE}/pods/kuard-0/queue_depth"))), "5");
+}
+
+#[test]
+fn the_backend_follows_the_metric_unless_it_is_chosen() {
+    if skipped() {
+        return;
+    }
+    let (setup, prometheus) = start(&world(), &[("SDC_BACKEND", "auto")]);
+    assert_eq!(value(&setup.read(&format!("{BASE}/services/kuard/queue_depth"))), "6");
+    let asked = prometheus.queries().len();
+    let (code, word, message) = refusal(&setup.read(&format!("{BASE}/services/kuard/net.http.request.count")));
+    assert_eq!((code, word.as_str()), (404, "backend-rejected"), "this Sysdig has no Data API: {message}");
+    assert_eq!(prometheus.queries().len(), asked);
+    let (setup, _prometheus) = start(&world(), &[]);
+    setup.adapter.wait_log("listening");
+    let list = "/apis/custom.metrics.k8s.io/v1beta2";
+    support::eventually("discovery lists the names of PromQL", std::time::Duration::from_secs(10), || {
+        setup.read(list).json()["resources"].as_array().unwrap().iter().any(|it| it["name"] == "services/queue_depth")
+    });
+}
+
+/// A small generator; its numbers are the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+#[test]
+fn in_random_worlds_a_value_is_that_of_its_samples_however_it_is_asked_for() {
+    if skipped() {
+        return;
+    }
+    let mut random = Random(5);
+    for round in 0..4 {
+        let pods: Vec<f64> = (0..3).map(|_| random.below(1000) as f64 / 8.0).collect();
+        let mut samples = Vec::new();
+        for (index, load) in pods.iter().enumerate() {
+            let labels = pod("demo", "default", "kuard", &format!("kuard-{index}"));
+            samples.push(series("sysdig_container_up", &labels, 1.0, 0.0, ONGOING));
+            samples.push(series("load", &labels, *load, 0.0, ONGOING));
+            for _ in 0..random.below(3) {
+                let other = pod(&format!("other-{index}"), "default", "kuard", &format!("kuard-{index}"));
+                samples.push(series("load", &other, random.below(1000) as f64, 0.0, ONGOING));
+                let other = pod("demo", &format!("other-{index}"), "kuard", &format!("kuard-{index}"));
+                samples.push(series("load", &other, random.below(1000) as f64, 0.0, ONGOING));
+                samples.dedup_by(|one, other| one.series == other.series);
+            }
+        }
+        samples.sort_by(|one, other| one.series.cmp(&other.series));
+        samples.dedup_by(|one, other| one.series == other.series);
+        let (setup, _prometheus) = start(&samples, &[]);
+        let milli = |number: f64| number * 1000.0;
+        let read = |rest: &str| -> f64 {
+            let text = value(&setup.read(&format!("{BASE}/{rest}")));
+            let number = |text: &str| text.parse::<f64>().unwrap();
+            let units = [("n", 1e-6), ("u", 1e-3), ("m", 1.0), ("k", 1e6)];
+            let unit = units.iter().find_map(|(unit, size)| Some(number(text.strip_suffix(unit)?) * size));
+            unit.unwrap_or_else(|| number(&text) * 1000.0)
+        };
+        let sum: f64 = pods.iter().sum();
+        let most = pods.iter().copied().fold(f64::MIN, f64::max);
+        let group = |word: &str| format!("?metricLabelSelector=sysdig%2Fgroup-aggregation%3D{word}");
+        for object in ["services/kuard", "deployments.apps/kuard", "services/deployment;kuard", "metrics"] {
+            let close = |found: f64, expected: f64| (found - milli(expected)).abs() < 1e-3;
+            assert!(close(read(&format!("{object}/load")), sum / 3.0), "{round} {object}: {pods:?}");
+            assert!(close(read(&format!("{object}/load{}", group("sum"))), sum), "{round} {object}: {pods:?}");
+            assert!(close(read(&format!("{object}/load{}", group("max"))), most), "{round} {object}: {pods:?}");
+        }
+        for version in ["v1beta1", "v1beta2"] {
+            let base = BASE.replace("v1beta2", version);
+            let all = values(&setup.read(&format!("{base}/pods/%2A/load?labelSelector=app%3Dkuard")));
+            assert_eq!(all.len(), 3, "{round}");
+            for (name, found) in all {
+                assert_eq!(value(&setup.read(&format!("{base}/pods/{name}/load"))), found, "{round} {name}");
+            }
+        }
+    }
+}
