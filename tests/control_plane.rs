@@ -70,18 +70,18 @@ fn the_walk_through_and_the_failures_users_fear() {
     step("what was captured, and what a reference answers", || stage.contract());
     let by_service = std::fs::read_to_string(repository("manifests/03-kuard-hpa.yml")).unwrap();
     step("an HPA on the Service", || stage.closed_loop(&by_service));
-    let hpa = |[kind, version, name]: [&str; 3], metric: Value, target: Value| {
-        let object = json!({
-            "describedObject": { "kind": kind, "apiVersion": version, "name": name },
-            "metric": metric, "target": target,
-        });
+    let object = |[kind, version, name]: [&str; 3], metric: &Value, target: &Value| {
+        let described = json!({ "kind": kind, "apiVersion": version, "name": name });
+        json!({ "type": "Object", "object": { "describedObject": described, "metric": metric, "target": target } })
+    };
+    let hpa = |metric: Value| {
         json!({
             "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
             "metadata": { "name": "kuard-autoscaler", "namespace": "default" },
             "spec": {
                 "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": "kuard" },
                 "minReplicas": 3, "maxReplicas": 10,
-                "metrics": [{ "type": "Object", "object": object }],
+                "metrics": [metric],
             },
         })
         .to_string()
@@ -89,12 +89,13 @@ fn the_walk_through_and_the_failures_users_fear() {
     let (average, each) = (json!({ "name": METRIC }), json!({ "type": "Value", "value": "4" }));
     let sum = json!({ "name": METRIC, "selector": { "matchLabels": { "sysdig/group-aggregation": "sum" } } });
     let divided = json!({ "type": "AverageValue", "averageValue": "4" });
-    for (name, hpa) in [
-        ("the legacy name", hpa(["Service", "v1", "deployment;kuard"], average.clone(), each.clone())),
-        ("the Deployment", hpa(["Deployment", "apps/v1", "kuard"], average, each)),
-        ("the Service, dividing a sum by itself", hpa(["Service", "v1", "kuard"], sum, divided)),
+    for (name, metric) in [
+        ("the legacy name", object(["Service", "v1", "deployment;kuard"], &average, &each)),
+        ("the Deployment", object(["Deployment", "apps/v1", "kuard"], &average, &each)),
+        ("the Service, dividing a sum by itself", object(["Service", "v1", "kuard"], &sum, &divided)),
+        ("its own pods", json!({ "type": "Pods", "pods": { "metric": average, "target": divided } })),
     ] {
-        step(&format!("an HPA on {name}"), || stage.closed_loop(&hpa));
+        step(&format!("an HPA on {name}"), || stage.closed_loop(&hpa(metric)));
     }
     step("what users fear", || stage.failures(&by_service));
     step("who may read", || stage.authorization());
@@ -209,6 +210,10 @@ impl Stage {
         let metrics = [(METRIC, total / count.max(1) as f64)];
         let metrics = if total > 0.0 { &metrics[..] } else { &[] };
         world.deployment("demo", "default", "kuard", Some("kuard"), count, metrics);
+        let names = pods["items"].as_array().unwrap().iter().map(|pod| pod["metadata"]["name"].as_str().unwrap());
+        for (container, name) in world.containers_of("default", "kuard").zip(names) {
+            container.labels.insert("kubernetes.pod.name".to_owned(), name.to_owned());
+        }
         count
     }
 
