@@ -137,6 +137,8 @@ fn every_object_and_aggregation_has_the_value_that_its_samples_have() {
     }
     let api = "/apis/custom.metrics.k8s.io/v1beta2";
     assert_eq!(value(&setup.read(&format!("{api}/nodes/worker-1/cpu.used.percent"))), "35");
+    let nodes = values(&setup.read(&format!("{api}/nodes/%2A/cpu.used.percent?labelSelector=pool%3Da")));
+    assert_eq!(nodes, BTreeMap::from([("worker-1".to_owned(), "35".to_owned())]));
     assert_eq!(value(&setup.read(&format!("{api}/namespaces/default/net.http.request.count"))), "20");
     for (method, query) in prometheus.queries() {
         assert!(method == "GET" || query.len() > 500, "{method} {query}");
