@@ -72,17 +72,8 @@ fn start(samples: &[Samples], overrides: &[(&str, &str)]) -> (Setup, Prometheus)
     (setup, prometheus)
 }
 
-/// Names and values of the items.
-fn values(response: &Response) -> BTreeMap<String, String> {
-    assert_eq!(response.status, 200, "{}", response.text());
-    let list = response.json();
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
-    let item = |item: &Value| (text(&item["describedObject"]["name"]), text(&item["value"]));
-    list["items"].as_array().unwrap().iter().map(item).collect()
-}
-
 fn value(response: &Response) -> String {
-    let values = values(response);
+    let values = response.values();
     assert_eq!(values.len(), 1, "{values:?}");
     values.into_values().next().unwrap()
 }
@@ -137,7 +128,7 @@ fn every_object_and_aggregation_has_the_value_that_its_samples_have() {
     }
     let api = "/apis/custom.metrics.k8s.io/v1beta2";
     assert_eq!(value(&setup.read(&format!("{api}/nodes/worker-1/cpu.used.percent"))), "35");
-    let nodes = values(&setup.read(&format!("{api}/nodes/%2A/cpu.used.percent?labelSelector=pool%3Da")));
+    let nodes = setup.read(&format!("{api}/nodes/%2A/cpu.used.percent?labelSelector=pool%3Da")).values();
     assert_eq!(nodes, BTreeMap::from([("worker-1".to_owned(), "35".to_owned())]));
     assert_eq!(value(&setup.read(&format!("{api}/namespaces/default/net.http.request.count"))), "20");
     for (method, query) in prometheus.queries() {
@@ -155,7 +146,7 @@ fn of_many_pods_each_has_its_own_value_in_one_query() {
     let finished = json!({ "metadata": { "labels": { "app": "kuard" } }, "status": { "phase": "Succeeded" } });
     setup.kubernetes.object("/api/v1/namespaces/default/pods/kuard-1", finished);
     let before = prometheus.queries().len();
-    let found = values(&setup.read(&format!("{BASE}/pods/%2A/net.http.request.count?labelSelector=app%3Dkuard")));
+    let found = setup.read(&format!("{BASE}/pods/%2A/net.http.request.count?labelSelector=app%3Dkuard")).values();
     let expected = [("kuard-0", "10"), ("kuard-2", "30")].map(|(name, value)| (name.to_owned(), value.to_owned()));
     assert_eq!(found, BTreeMap::from(expected), "a finished pod is left out");
     assert_eq!(prometheus.queries().len(), before + 1);
@@ -167,7 +158,7 @@ fn of_many_pods_each_has_its_own_value_in_one_query() {
         let path = format!("/api/v1/namespaces/default/pods/a-pod-with-a-very-long-name-{index:03}");
         setup.kubernetes.object(&path, json!({ "metadata": { "labels": { "app": "kuard" } } }));
     }
-    let found = values(&setup.read(&format!("{BASE}/pods/%2A/net.http.request.count?labelSelector=app%3Dkuard")));
+    let found = setup.read(&format!("{BASE}/pods/%2A/net.http.request.count?labelSelector=app%3Dkuard")).values();
     assert_eq!(found.len(), 2, "pods without samples have no item");
     let (method, query) = prometheus.queries().pop().unwrap();
     assert_eq!(method, "POST", "{} bytes", query.len());
@@ -355,7 +346,7 @@ fn in_random_worlds_a_value_is_that_of_its_samples_however_it_is_asked_for() {
         }
         for version in ["v1beta1", "v1beta2"] {
             let base = BASE.replace("v1beta2", version);
-            let all = values(&setup.read(&format!("{base}/pods/%2A/load?labelSelector=app%3Dkuard")));
+            let all = setup.read(&format!("{base}/pods/%2A/load?labelSelector=app%3Dkuard")).values();
             assert_eq!(all.len(), 3, "{round}");
             for (name, found) in all {
                 assert_eq!(value(&setup.read(&format!("{base}/pods/{name}/load"))), found, "{round} {name}");

@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use support::{Response, Setup, Stage};
 
 const API: &str = "/apis/custom.metrics.k8s.io/v1beta2";
@@ -13,15 +13,6 @@ const BASE: &str = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default";
 
 fn binary() -> Command {
     Command::new(env!("CARGO_BIN_EXE_sysdig-metrics-adapter"))
-}
-
-/// Names and values of the items.
-fn values(response: &Response) -> BTreeMap<String, String> {
-    assert_eq!(response.status, 200, "{}", response.text());
-    let list = response.json();
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
-    let item = |item: &Value| (text(&item["describedObject"]["name"]), text(&item["value"]));
-    list["items"].as_array().unwrap().iter().map(item).collect()
 }
 
 fn word(response: &Response) -> (u16, String) {
@@ -65,7 +56,7 @@ fn objects_are_selected_by_their_labels_and_asked_for_in_one_query() {
     ];
     for (path, expected) in table {
         let before = setup.sysdig.queries().len();
-        assert_eq!(values(&setup.read(&path)), named(expected), "{path}");
+        assert_eq!(setup.read(&path).values(), named(expected), "{path}");
         assert_eq!(setup.sysdig.queries().len(), before + 1, "{path}");
     }
     for (path, expected) in [
@@ -88,7 +79,7 @@ fn what_has_finished_or_has_no_samples_has_no_item() {
     let finished = json!({ "metadata": labels, "status": { "phase": "Failed" } });
     setup.kubernetes.object("/api/v1/namespaces/default/pods/kuard-0", finished);
     setup.kubernetes.object("/api/v1/namespaces/default/pods/unseen", json!({ "metadata": labels }));
-    assert_eq!(values(&setup.read(&path)), named(&[("kuard-1", "60"), ("kuard-2", "70")]));
+    assert_eq!(setup.read(&path).values(), named(&[("kuard-1", "60"), ("kuard-2", "70")]));
     setup.sysdig.world().remove_workload("default", "kuard");
     assert_eq!(word(&setup.read(&path)), (404, "no-data".to_owned()), "nothing at all is a refusal");
     for index in 0..1001 {
@@ -104,7 +95,7 @@ fn an_idle_pod_is_zero_beside_its_busy_siblings() {
     let metric = "net.http.request.count";
     setup.sysdig.world().containers_of("default", "kuard").nth(1).unwrap().metrics.remove(metric);
     let path = format!("{BASE}/pods/*/{metric}?labelSelector=app%3Dkuard");
-    assert_eq!(values(&setup.read(&path)), named(&[("kuard-0", "50"), ("kuard-1", "0"), ("kuard-2", "70")]));
+    assert_eq!(setup.read(&path).values(), named(&[("kuard-0", "50"), ("kuard-1", "0"), ("kuard-2", "70")]));
 }
 
 #[test]
@@ -112,7 +103,7 @@ fn the_metrics_selector_narrows_the_samples_and_tunes_their_aggregation() {
     let setup = start();
     let read = |selector: &str| {
         let base = format!("{BASE}/services/kuard/net.http.request.count");
-        let found = values(&setup.read(&format!("{base}?metricLabelSelector={selector}")));
+        let found = setup.read(&format!("{base}?metricLabelSelector={selector}")).values();
         found["kuard"].clone()
     };
     for (selector, expected) in [
@@ -177,7 +168,7 @@ fn nothing_that_a_caller_sends_widens_what_is_asked() {
         }
         // What this selects is Kubernetes' affair (a line's end is a blank), but it is of this namespace.
         let response = setup.read(&format!("{BASE}/pods/*/net.http.request.count?labelSelector=app%3D{text}"));
-        let own = || values(&response).keys().all(|name| name.starts_with("kuard-"));
+        let own = || response.values().keys().all(|name| name.starts_with("kuard-"));
         assert!((400..500).contains(&response.status) || own(), "{text}: {}", response.text());
         sent += 1;
     }

@@ -1,5 +1,6 @@
 //! A raw HTTPS/1.1 client: what it is told to send is what goes over the wire.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -311,6 +312,16 @@ impl Response {
     /// The first header of that name, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    /// Names and values of a list's items.
+    #[track_caller]
+    pub fn values(&self) -> BTreeMap<String, String> {
+        assert_eq!(self.status, 200, "{}", self.text());
+        let list = self.json();
+        let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        let item = |item: &Value| (text(&item["describedObject"]["name"]), text(&item["value"]));
+        list["items"].as_array().expect("items").iter().map(item).collect()
     }
 
     #[track_caller]
