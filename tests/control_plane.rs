@@ -324,7 +324,7 @@ impl Stage {
         self.plane.apply(hpa);
         self.settle(24.0, 6);
         let table = [
-            (Fault::Empty, "none of its containers"),
+            (Fault::Empty, "is CLUSTER_NAME the name that Sysdig shows"),
             (Fault::Status(500), "Sysdig fails"),
             (Fault::Status(429), "Sysdig limits the rate"),
             (Fault::Status(401), "Sysdig does not accept the API token"),
@@ -333,7 +333,7 @@ impl Stage {
             (Fault::Hang, "did not answer within SDC_TIMEOUT"),
             (Fault::HangInBody, "did not answer within SDC_TIMEOUT"),
             (Fault::Reset, "cannot be reached"),
-            (Fault::Stale(600), "more than MAX_AGE"),
+            (Fault::Stale(600), "over MAX_AGE"),
         ];
         for (fault, words) in table {
             let name = format!("{fault:?}");
