@@ -181,7 +181,7 @@ fn metrics_and_queries() -> Vec<Case> {
         metric("m?metricLabelSelector=a%3Db%2C!c", "position 5"),
         metric("m?metricLabelSelector=sysdig%2Fwindow%3D1s", "sysdig/window=20s to 10m"),
         target(&format!("{BASE}/pods/*/m?labelSelector=app%3D%3D%3Db"), 400, "invalid-request", "app===b"),
-        target(&format!("{BASE}/pods/%2A/m"), 400, "invalid-request", "*"),
+        target(&format!("{BASE}/pods/%2A%2A/m"), 400, "invalid-request", "**"),
         target(&format!("/apis?{}", "a=b&".repeat(2500)), 400, "invalid-request", "8192 bytes"),
         Case {
             direct: Outcome::Last(431, "head-too-large"),
