@@ -6,12 +6,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use webpki::{EndEntityCert, KeyUsage};
 
-use crate::der::common_name;
-use crate::head::IdentityHeaders;
-use crate::lock;
-use crate::tls::certificates;
+use crate::{der::common_name, head::IdentityHeaders, lock, tls};
 
 #[derive(Debug)]
 pub struct RequestHeader {
@@ -24,12 +21,10 @@ pub struct RequestHeader {
 impl RequestHeader {
     /// Understands the ConfigMap, given as a JSON object. Errors: Names the key that is missing or wrong.
     pub fn parse(config_map: &serde_json::Value) -> Result<Self, String> {
-        let text = |key: &str| config_map.pointer(&format!("/data/{key}")).and_then(|value| value.as_str());
+        let text = |key: &str| config_map.pointer(&format!("/data/{key}"))?.as_str().filter(|text| !text.is_empty());
         let list = |key: &str| -> Result<Vec<String>, String> {
-            match text(key) {
-                None | Some("") => Ok(Vec::new()),
-                Some(json) => serde_json::from_str(json).map_err(|_| format!("{key} is not a JSON array of strings")),
-            }
+            let list = text(key).map_or_else(|| Ok(Vec::new()), serde_json::from_str);
+            list.map_err(|_| format!("{key} is not a JSON array of strings"))
         };
         let names = |key: &str| list(key).map(|names| names.iter().map(|name| name.to_ascii_lowercase()).collect());
         let headers = IdentityHeaders {
@@ -43,11 +38,7 @@ impl RequestHeader {
             return Err(missing("requestheader-username-headers"));
         }
         let pem = text("requestheader-client-ca-file").ok_or_else(|| missing("requestheader-client-ca-file"))?;
-        let anchors = certificates(pem.as_bytes()).and_then(|list| {
-            let anchors = list.iter().map(|der| anchor_from_trusted_cert(der).map(|anchor| anchor.to_owned()));
-            anchors.collect::<Result<Vec<_>, _>>().map_err(|_| "a broken certificate".to_owned())
-        });
-        let anchors = anchors.map_err(|mistake| format!("requestheader-client-ca-file holds {mistake}"))?;
+        let anchors = tls::anchors(pem).map_err(|mistake| format!("requestheader-client-ca-file holds {mistake}"))?;
         Ok(Self { anchors, allowed_names: list("requestheader-allowed-names")?, headers })
     }
 
@@ -104,11 +95,9 @@ impl Trust {
     pub fn follow(&self, read: impl Fn() -> Option<RequestHeader>) {
         loop {
             let started = Instant::now();
-            let found = read();
+            let found = read().map(Arc::new);
             let mut state = lock(&self.state);
-            if let Some(found) = found {
-                state.current = Some(Arc::new(found));
-            }
+            state.current = found.or_else(|| state.current.take());
             state.reads += 1;
             state.wanted = false;
             self.changed.notify_all();

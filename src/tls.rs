@@ -1,41 +1,44 @@
 //! TLS both ways: certificates, PEM in and out, and the one place where an HTTP client is made.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::crypto::{self, WebPkiSupportedAlgorithms, ring};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime, pem::PemObject};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme, version};
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme, sign::CertifiedKey, version,
+};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Proxy};
 
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(ring::default_provider())
-}
+use crate::lock;
 
 /// SHA-256, for what must not be kept or guessed.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     let suite = ring::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13();
     let hash = suite.map(|suite| suite.common.hash_provider.hash(bytes));
-    let mut digest = [0; 32];
-    hash.iter().flat_map(AsRef::as_ref).zip(&mut digest).for_each(|(from, to)| *to = *from);
-    digest
+    hash.and_then(|hash| hash.as_ref().try_into().ok()).unwrap_or_default()
 }
 
 /// The certificates in a PEM bundle. Errors: Says what is wrong with it; an empty bundle is wrong, too.
-pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+pub fn certificates(pem: impl AsRef<[u8]>) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_ref()).collect();
     let found = found.map_err(|error| format!("broken PEM: {error}"))?;
     for certificate in &found {
         webpki::EndEntityCert::try_from(certificate).map_err(|error| format!("a broken certificate: {error}"))?;
     }
     if found.is_empty() { Err("no PEM certificate".to_owned()) } else { Ok(found) }
+}
+
+/// The authorities in a PEM bundle. Errors: As [`certificates`].
+pub(crate) fn anchors(pem: &str) -> Result<Vec<TrustAnchor<'static>>, String> {
+    let list = certificates(pem)?;
+    let anchors = list.iter().map(|der| webpki::anchor_from_trusted_cert(der).map(|anchor| anchor.to_owned()));
+    anchors.collect::<Result<_, _>>().map_err(|error| format!("a broken certificate: {error}"))
 }
 
 /// DER as PEM, <https://www.rfc-editor.org/rfc/rfc7468>.
@@ -45,14 +48,14 @@ pub fn pem(label: &str, der: &[u8]) -> String {
 }
 
 /// <https://www.rfc-editor.org/rfc/rfc4648#section-4>
-pub fn base64(bytes: &[u8]) -> String {
+pub fn base64(bytes: impl AsRef<[u8]>) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let group = |group: &[u8]| -> String {
         let bits = group.iter().fold(0, |bits, byte| bits << 8 | usize::from(*byte)) << (8 * (3 - group.len()));
         let digit = |at: usize| ALPHABET.get(bits >> (18 - 6 * at) & 63).filter(|_| at <= group.len());
         (0..4).map(|at| digit(at).map_or('=', |byte| char::from(*byte))).collect()
     };
-    bytes.chunks(3).map(group).collect()
+    bytes.as_ref().chunks(3).map(group).collect()
 }
 
 /// The bytes that [`base64`] was made of; None for what it never makes.
@@ -62,11 +65,11 @@ pub fn decode_base64(text: &str) -> Option<Vec<u8>> {
 }
 
 #[derive(Debug, Default)]
-pub struct Serving(RwLock<Option<Arc<CertifiedKey>>>, AtomicBool);
+pub struct Serving(Mutex<Option<Arc<CertifiedKey>>>, AtomicBool);
 
 impl Serving {
     pub fn replace(&self, key: Arc<CertifiedKey>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(key);
+        *lock(&self.0) = Some(key);
     }
 
     /// The certificate in use is one that can be served for long: from now on the adapter counts as ready.
@@ -81,14 +84,15 @@ impl Serving {
 
 impl ResolvesServerCert for Serving {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 }
 
 /// A certificate chain and its key out of PEM text. Errors: Says which of the two is wrong, and how.
-pub fn certified_key(chain: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, String> {
+pub fn certified_key(chain: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Result<Arc<CertifiedKey>, String> {
     let chain = certificates(chain).map_err(|mistake| format!("the certificate file holds {mistake}"))?;
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("the key file holds no PEM key: {error}"))?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_ref());
+    let key = key.map_err(|error| format!("the key file holds no PEM key: {error}"))?;
     let pair = CertifiedKey::from_der(chain, key, &ring::default_provider());
     pair.map(Arc::new).map_err(|error| format!("certificate and key do not fit: {error}"))
 }
@@ -96,12 +100,10 @@ pub fn certified_key(chain: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, Stri
 /// How the door shakes hands. Errors: The versions and the cryptography do not fit together.
 pub fn server_config(serving: Arc<Serving>, tls13_only: bool) -> Result<Arc<ServerConfig>, Error> {
     let versions: &[_] = if tls13_only { &[&version::TLS13] } else { &[&version::TLS13, &version::TLS12] };
-    let provider = provider();
-    let verifier = Arc::new(AnyClientCertificate(provider.signature_verification_algorithms));
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(versions)?
-        .with_client_cert_verifier(verifier)
-        .with_cert_resolver(serving);
+    let provider = ring::default_provider();
+    let verifier = AnyClientCertificate(provider.signature_verification_algorithms);
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions)?;
+    let mut config = builder.with_client_cert_verifier(Arc::new(verifier)).with_cert_resolver(serving);
     // A resumed session would skip the client certificate; each connection proves itself.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -112,25 +114,13 @@ pub fn server_config(serving: Arc<Serving>, tls13_only: bool) -> Result<Arc<Serv
 /// A client for one server, which Mozilla's roots vouch for if none are given. `timeout` covers a whole exchange, from
 /// name resolution to the last byte of the body; redirects are answers like any other.
 pub fn agent(roots: Option<&[CertificateDer<'static>]>, timeout: Duration, proxy: Option<Proxy>) -> Agent {
-    let owned = |list: &[CertificateDer<'static>]| -> Vec<Certificate<'static>> {
-        list.iter().map(|der| Certificate::from_der(der).to_owned()).collect()
-    };
-    let roots = roots.map_or(RootCerts::WebPki, |list| RootCerts::new_with_certs(&owned(list)));
-    let tls = TlsConfig::builder()
-        .provider(TlsProvider::Rustls)
-        .root_certs(roots)
-        .unversioned_rustls_crypto_provider(provider())
-        .build();
-    Agent::config_builder()
-        .tls_config(tls)
-        .proxy(proxy)
-        .timeout_global(Some(timeout))
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .user_agent(concat!("sysdig-metrics-adapter/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .new_agent()
+    let owned = |der: &CertificateDer<'_>| Certificate::from_der(der).to_owned();
+    let roots = roots.map_or(RootCerts::WebPki, |list| list.iter().map(owned).into());
+    let tls = TlsConfig::builder().provider(TlsProvider::Rustls).root_certs(roots);
+    let tls = tls.unversioned_rustls_crypto_provider(Arc::new(ring::default_provider())).build();
+    let config = Agent::config_builder().tls_config(tls).proxy(proxy).timeout_global(Some(timeout));
+    let config = config.http_status_as_error(false).max_redirects(0).max_redirects_will_error(false);
+    config.user_agent(concat!("sysdig-metrics-adapter/", env!("CARGO_PKG_VERSION"))).build().new_agent()
 }
 
 /// What went wrong below HTTP, in a few words and without any part of the request.
@@ -168,11 +158,11 @@ impl ClientCertVerifier for AnyClientCertificate {
     }
 
     fn verify_tls12_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Signed {
-        verify_tls12_signature(message, cert, dss, &self.0)
+        crypto::verify_tls12_signature(message, cert, dss, &self.0)
     }
 
     fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Signed {
-        verify_tls13_signature(message, cert, dss, &self.0)
+        crypto::verify_tls13_signature(message, cert, dss, &self.0)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
