@@ -3,30 +3,25 @@
 //! The authority is published in `caBundle` of our APIServices before a certificate of it is used.
 //! Source: <https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/api-service-v1/>.
 
-use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
+use std::{iter, sync::Arc, thread, time::Duration};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use rustls::sign::CertifiedKey;
 use serde_json::{Value, json};
 use ureq::http::Method;
-use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use webpki::{EndEntityCert, KeyUsage};
 
-use crate::changes::Changes;
 use crate::error::{Error, Reason, refusal};
 use crate::kube::{FULL, Kube};
 use crate::route::{GROUP, VERSIONS};
-use crate::timestamp::unix_now;
-use crate::tls::{Serving, base64, certificates, certified_key, decode_base64, pem};
+use crate::tls::{Serving, anchors, base64, certificates, certified_key, decode_base64, pem};
+use crate::{changes::Changes, timestamp::unix_now};
 
 const SECRET: &str = "custom-metrics-apiserver-certificate";
 const DAY: u64 = 86_400;
 const CERTIFICATE_DAYS: u64 = 90;
 const AUTHORITY_DAYS: u64 = 3650;
-const PERIOD: Duration = Duration::from_secs(60);
-const RETRY: Duration = Duration::from_secs(5);
 /// Until every API server has heard of a new authority.
 const PUBLISH: Duration = Duration::from_secs(2);
 /// Replicas that start together write one after the other.
@@ -57,16 +52,15 @@ impl Keeper {
     /// A certificate that nobody trusts, for handshakes until there is a better one. Errors: It cannot be made.
     pub(crate) fn temporary(&self) -> Result<Arc<CertifiedKey>, String> {
         let made = Kept::make(None, &self.names(), unix_now())?;
-        certified_key(made.chain.as_bytes(), made.key.as_bytes())
+        certified_key(made.chain, made.key)
     }
 
-    pub(crate) fn keep(&self) {
-        loop {
-            let result = self.round();
-            self.changes.note("serving certificate", &result);
-            self.serving.settle();
-            thread::sleep(if result.is_ok() { PERIOD } else { RETRY });
-        }
+    /// Looks after all of it once, and tells whether it is as it should be.
+    pub(crate) fn keep(&self) -> bool {
+        let result = self.round();
+        self.changes.note("serving certificate", &result);
+        self.serving.settle();
+        result.is_ok()
     }
 
     fn round(&self) -> Result<(), Error> {
@@ -76,29 +70,28 @@ impl Keeper {
             Ok(true) => thread::sleep(PUBLISH),
             // What is in use may be all that the API server trusts; at the start there is nothing to lose.
             Err(error) if error.reason != Reason::ForeignSlot && self.serving.is_settled() => {
-                return published.map(|_| ());
+                return published.map(drop);
             }
             _ => {}
         }
-        self.serving.replace(certified_key(kept.chain.as_bytes(), kept.key.as_bytes()).map_err(broken)?);
-        published.map(|_| ())
+        self.serving.replace(certified_key(kept.chain, kept.key).map_err(broken)?);
+        published.map(drop)
     }
 
     /// What lies in the Secret, made anew when it is missing, unusable or due.
     fn kept(&self, now: u64) -> Result<Kept, Error> {
-        let path = format!("/api/v1/namespaces/{}/secrets/{SECRET}", self.namespace);
-        let what = format!("Secret {SECRET} in namespace {}", self.namespace);
+        let (namespace, names) = (&self.namespace, self.names());
+        let path = format!("/api/v1/namespaces/{namespace}/secrets/{SECRET}");
+        let what = format!("Secret {SECRET} in namespace {namespace}");
         let mut conflict = broken("the Secret is written by others all the time".to_owned());
         for _ in 0..ATTEMPTS {
             let mut secret = self.kube.call(Method::GET, &path, FULL, None, &what)?;
             let found = Kept::read(&secret);
-            if let Some(kept) = found.as_ref().filter(|kept| kept.is_good(&self.names(), now)) {
+            if let Some(kept) = found.as_ref().filter(|kept| kept.is_good(&names, now)) {
                 return Ok(kept.clone());
             }
-            let made = Kept::make(found, &self.names(), now).map_err(broken)?;
-            if let Some(fields) = secret.as_object_mut() {
-                fields.insert("data".to_owned(), made.data());
-            }
+            let made = Kept::make(found, &names, now).map_err(broken)?;
+            let _ = secret.as_object_mut().map(|fields| fields.insert("data".to_owned(), made.data()));
             match self.kube.call(Method::PUT, &path, FULL, Some(&secret), &what) {
                 Ok(_) => return Ok(made),
                 Err(error) if error.reason == Reason::KubernetesConflict => conflict = error,
@@ -110,9 +103,9 @@ impl Keeper {
 
     /// The names that the API server may ask for; the first is what it does ask for.
     fn names(&self) -> Vec<String> {
-        let Self { service, namespace, .. } = self;
-        let places = [".svc", ".svc.cluster.local", ""].map(|domain| format!("{service}.{namespace}{domain}"));
-        places.into_iter().chain([service.clone(), "localhost".to_owned()]).collect()
+        let name = format!("{}.{}", self.service, self.namespace);
+        let names = [format!("{name}.svc"), format!("{name}.svc.cluster.local"), name, self.service.clone()];
+        names.into_iter().chain(["localhost".to_owned()]).collect()
     }
 
     /// Makes our APIServices trust `authority`; true if one of them had to be changed that trusted another.
@@ -125,12 +118,11 @@ impl Keeper {
     fn publish_one(&self, name: &str, authority: &str) -> Result<bool, Error> {
         let path = format!("/apis/apiregistration.k8s.io/v1/apiservices/{name}");
         let what = format!("APIService {name}");
-        let read = || self.kube.call(Method::GET, &path, FULL, None, &what);
-        let before = read()?;
+        let before = self.kube.call(Method::GET, &path, FULL, None, &what)?;
         let Some(bundle) = self.bundle(&before, name, authority)? else { return Ok(false) };
-        let patch = json!({ "spec": { "caBundle": base64(bundle.as_bytes()) } });
-        self.kube.call(Method::PATCH, &path, FULL, Some(&patch), &what)?;
-        match self.bundle(&read()?, name, authority)? {
+        let patch = json!({ "spec": { "caBundle": base64(bundle) } });
+        let after = self.kube.call(Method::PATCH, &path, FULL, Some(&patch), &what)?;
+        match self.bundle(&after, name, authority)? {
             None => Ok(before.pointer("/spec/caBundle").is_some()),
             Some(_) => Err(broken(format!("{what} does not keep its caBundle"))),
         }
@@ -139,13 +131,10 @@ impl Keeper {
     /// The bundle that an APIService should have; None if it is as it should be.
     fn bundle(&self, service: &Value, name: &str, authority: &str) -> Result<Option<String>, Error> {
         let text = |pointer: &str| service.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let owner = (text("/spec/service/namespace"), text("/spec/service/name"));
-        if owner != (self.namespace.as_str(), self.service.as_str()) {
-            let (place, owner) = owner;
-            return Err(refusal!(
-                ForeignSlot,
-                "APIService {name} belongs to Service {place}/{owner} and is left alone"
-            ));
+        let (place, owner) = (text("/spec/service/namespace"), text("/spec/service/name"));
+        if (place, owner) != (&self.namespace, &self.service) {
+            let what = format!("APIService {name} belongs to Service {place}/{owner}");
+            return Err(refusal!(ForeignSlot, "{what} and is left alone"));
         }
         if service.pointer("/spec/insecureSkipTLSVerify") == Some(&Value::Bool(true)) {
             return Err(refusal!(
@@ -154,8 +143,8 @@ impl Keeper {
                  --type=json -p='[{{\"op\":\"remove\",\"path\":\"/spec/insecureSkipTLSVerify\"}}]'"
             ));
         }
-        let old = decode_base64(text("/spec/caBundle")).and_then(|pem| certificates(&pem).ok()).unwrap_or_default();
-        let ours = certificates(authority.as_bytes()).map_err(broken)?;
+        let old = decode_base64(text("/spec/caBundle")).and_then(|pem| certificates(pem).ok()).unwrap_or_default();
+        let ours = certificates(authority).map_err(broken)?;
         if ours.iter().all(|certificate| old.contains(certificate)) {
             return Ok(None);
         }
@@ -166,35 +155,26 @@ impl Keeper {
 
 impl Kept {
     fn read(secret: &Value) -> Option<Self> {
-        let text = |key: &str| {
-            let data = secret.get("data")?.get(key)?.as_str()?;
-            String::from_utf8(decode_base64(data)?).ok()
-        };
-        Some(Self {
-            authority: text("ca.crt")?,
-            authority_key: text("ca.key")?,
-            chain: text("tls.crt")?,
-            key: text("tls.key")?,
-            renew: text("renew")?.parse().ok()?,
-            renew_authority: text("renew-ca")?.parse().ok()?,
-        })
+        let text = |key: &str| String::from_utf8(decode_base64(secret.get("data")?.get(key)?.as_str()?)?).ok();
+        let (authority, authority_key) = (text("ca.crt")?, text("ca.key")?);
+        let (chain, key) = (text("tls.crt")?, text("tls.key")?);
+        let (renew, renew_authority) = (text("renew")?.parse().ok()?, text("renew-ca")?.parse().ok()?);
+        Some(Self { authority, authority_key, chain, key, renew, renew_authority })
     }
 
     fn data(&self) -> Value {
-        let text = |text: &str| base64(text.as_bytes());
+        let Self { authority, authority_key, chain, key, renew, renew_authority } = self;
         json!({
-            "ca.crt": text(&self.authority), "ca.key": text(&self.authority_key), "tls.crt": text(&self.chain),
-            "tls.key": text(&self.key), "renew": text(&self.renew.to_string()),
-            "renew-ca": text(&self.renew_authority.to_string()),
+            "ca.crt": base64(authority), "ca.key": base64(authority_key), "tls.crt": base64(chain),
+            "tls.key": base64(key), "renew": base64(renew.to_string()), "renew-ca": base64(renew_authority.to_string()),
         })
     }
 
     /// Whether the certificate is not due, fits its key, and is one of the authority for `names`.
     fn is_good(&self, names: &[String], now: u64) -> bool {
         let verify = || -> Option<()> {
-            let authorities = certificates(self.authority.as_bytes()).ok()?;
-            let anchors = authorities.iter().map(anchor_from_trusted_cert).collect::<Result<Vec<_>, _>>().ok()?;
-            let chain = certificates(self.chain.as_bytes()).ok()?;
+            let anchors = anchors(&self.authority).ok()?;
+            let chain = certificates(&self.chain).ok()?;
             let leaf = EndEntityCert::try_from(chain.first()?).ok()?;
             let time = UnixTime::since_unix_epoch(Duration::from_secs(now));
             let (algorithms, usage) = (webpki::ALL_VERIFICATION_ALGS, KeyUsage::server_auth());
@@ -202,7 +182,7 @@ impl Kept {
             for name in names {
                 leaf.verify_is_valid_for_subject_name(&ServerName::try_from(name.as_str()).ok()?).ok()?;
             }
-            certified_key(self.chain.as_bytes(), self.key.as_bytes()).ok().map(|_| ())
+            certified_key(&self.chain, &self.key).ok().map(drop)
         };
         now < self.renew && now < self.renew_authority && verify().is_some()
     }
@@ -210,32 +190,27 @@ impl Kept {
     /// A new certificate, of the authority that is there until that is due. The old one stays trusted until the next.
     fn make(old: Option<Self>, names: &[String], now: u64) -> Result<Self, String> {
         let text = |error: rcgen::Error| format!("a certificate cannot be made: {error}");
-        let mut params = CertificateParams::new(Vec::new()).map_err(text)?;
-        params.distinguished_name.push(DnType::CommonName, "sysdig-metrics-adapter-ca");
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        set_validity(&mut params, now, AUTHORITY_DAYS);
+        let mut authority = params("sysdig-metrics-adapter-ca", &[], now, AUTHORITY_DAYS).map_err(text)?;
+        authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         let mut made = old.unwrap_or_default();
-        let usable = certificates(made.authority.as_bytes()).is_ok() && now < made.renew_authority;
-        let kept = PrivateKeyDer::from_pem_slice(made.authority_key.as_bytes()).ok().filter(|_| usable);
+        let before = certificates(&made.authority).ok().filter(|_| now < made.renew_authority);
+        let kept = before.and_then(|_| PrivateKeyDer::from_pem_slice(made.authority_key.as_bytes()).ok());
         let issuer = match kept.and_then(|der| KeyPair::try_from(&der).ok()) {
-            Some(key) => Issuer::new(params, key),
+            Some(key) => Issuer::new(authority, key),
             None => {
                 let key = KeyPair::generate().map_err(text)?;
-                let before = certificates(made.authority.as_bytes()).ok().and_then(|list| list.into_iter().next());
-                let new = params.self_signed(&key).map_err(text)?;
-                made.authority = pem("CERTIFICATE", new.der());
-                made.authority.extend(before.iter().map(|der| pem("CERTIFICATE", der)));
+                let before = certificates(&made.authority).ok().and_then(|list| list.into_iter().next());
+                let new = authority.self_signed(&key).map_err(text)?;
+                made.authority = iter::once(new.der()).chain(&before).map(|der| pem("CERTIFICATE", der)).collect();
                 made.authority_key = pem("PRIVATE KEY", &key.serialize_der());
                 made.renew_authority = now + AUTHORITY_DAYS * DAY * 2 / 3;
-                Issuer::new(params, key)
+                Issuer::new(authority, key)
             }
         };
         let key = KeyPair::generate().map_err(text)?;
-        let mut params = CertificateParams::new(names.to_vec()).map_err(text)?;
-        params.distinguished_name.push(DnType::CommonName, "sysdig-metrics-adapter");
+        let mut params = params("sysdig-metrics-adapter", names, now, CERTIFICATE_DAYS).map_err(text)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        set_validity(&mut params, now, CERTIFICATE_DAYS);
         made.chain = pem("CERTIFICATE", params.signed_by(&key, &issuer).map_err(text)?.der());
         made.key = pem("PRIVATE KEY", &key.serialize_der());
         made.renew = now + CERTIFICATE_DAYS * DAY * 2 / 3;
@@ -243,11 +218,13 @@ impl Kept {
     }
 }
 
-/// From an hour ago, for clocks that are late.
-fn set_validity(params: &mut CertificateParams, now: u64, days: u64) {
+/// Valid from an hour ago, for clocks that are late.
+fn params(subject: &str, names: &[String], now: u64, days: u64) -> Result<CertificateParams, rcgen::Error> {
     let at = |seconds| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
-    params.not_before = at(now.saturating_sub(3600));
-    params.not_after = at(now + days * DAY);
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name.push(DnType::CommonName, subject);
+    (params.not_before, params.not_after) = (at(now.saturating_sub(3600)), at(now + days * DAY));
+    Ok(params)
 }
 
 fn broken(why: String) -> Error {

@@ -6,30 +6,18 @@ use std::io::{self, ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
-use std::thread;
-use std::time::Duration;
+use std::{env, process::ExitCode, thread, time::Duration};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::{consts, flag};
 
-use crate::auth::Auth;
-use crate::certs::Keeper;
-use crate::changes::Changes;
 use crate::config::Config;
-use crate::connections::Connections;
-use crate::door::Door;
-use crate::error::{Error, Reason};
 use crate::handler::{Class, Handler, resource_lists};
-use crate::kube::Kube;
-use crate::readings::Readings;
-use crate::requestheader::Trust;
-use crate::server;
-use crate::sysdig::Sysdig;
 use crate::timestamp::{rfc3339, unix_now};
 use crate::tls::{Serving, certified_key, server_config};
+use crate::{auth::Auth, certs::Keeper, changes::Changes, connections::Connections, door::Door, error::Reason};
+use crate::{kube::Kube, readings::Readings, requestheader::Trust, server, sysdig::Sysdig};
 
 const PORT: u16 = 10250;
 /// Kubernetes goes on sending requests to an ending pod until every node knows that it ends.
@@ -38,9 +26,6 @@ const GRACE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Of connections, so that replicas share the load.
 const AGE: Duration = Duration::from_secs(600);
-const CERTIFICATE_PERIOD: Duration = Duration::from_secs(10);
-const CATALOGUE_PERIOD: Duration = Duration::from_secs(600);
-const CATALOGUE_RETRY: Duration = Duration::from_secs(30);
 /// Of a request under way: the connection, the door's side of the inner connection, and two of tiny_http's.
 const DESCRIPTORS: usize = 4;
 const SPARE_DESCRIPTORS: usize = 64;
@@ -49,11 +34,10 @@ const MOST_CONNECTIONS: usize = 512;
 /// Runs the adapter until it is told to end. 2 means that a setting is wrong, 1 that the start failed.
 pub fn run() -> ExitCode {
     start_log();
-    let prepared = Config::read(variable).and_then(|config| {
-        let sysdig = Sysdig::new(&config).map_err(|mistake| vec![mistake])?;
-        Ok((config, sysdig))
-    });
-    let (mistakes, code) = match prepared.map(|(config, sysdig)| work(&config, sysdig)) {
+    let variable = |name: &str| Some(env::var_os(name)?.into_string().map_err(|_| "is not UTF-8".to_owned()));
+    let prepared =
+        Config::read(variable).and_then(|config| Ok((Sysdig::new(&config).map_err(|mistake| vec![mistake])?, config)));
+    let (mistakes, code) = match prepared.map(|(sysdig, config)| work(&config, sysdig)) {
         Ok(Ok(())) => return ExitCode::SUCCESS,
         Ok(Err(mistake)) => (vec![mistake], 1),
         Err(mistakes) => (mistakes, 2),
@@ -62,18 +46,14 @@ pub fn run() -> ExitCode {
     ExitCode::from(code)
 }
 
-fn variable(name: &str) -> Option<Result<String, String>> {
-    std::env::var_os(name).map(|value| value.into_string().map_err(|_| "is not UTF-8".to_owned()))
-}
-
 /// Control characters are escaped, so that nothing from outside can start a line of its own.
 fn start_log() {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
-        .format(move |out, record| {
-            let text: String = record.args().to_string().chars().map(visible).collect();
-            writeln!(out, "{} {} {text}", rfc3339(unix_now()), record.level())
-        })
-        .init();
+    let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
+    log.format(|out, record| {
+        let text: String = record.args().to_string().chars().map(visible).collect();
+        writeln!(out, "{} {} {text}", rfc3339(unix_now()), record.level())
+    });
+    log.init();
 }
 
 fn visible(c: char) -> String {
@@ -82,24 +62,22 @@ fn visible(c: char) -> String {
 
 fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
     let ending = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
+    for signal in [consts::SIGTERM, consts::SIGINT] {
         // A second signal ends at once.
-        flag::register_conditional_shutdown(signal, 1, Arc::clone(&ending)).map_err(|error| error.to_string())?;
-        flag::register(signal, Arc::clone(&ending)).map_err(|error| error.to_string())?;
+        flag::register_conditional_shutdown(signal, 1, ending.clone()).map_err(|error| error.to_string())?;
+        flag::register(signal, ending.clone()).map_err(|error| error.to_string())?;
     }
-    let kube = Arc::new(Kube::new(config));
-    let sysdig = Arc::new(sysdig);
-    let changes = Arc::new(Changes::default());
-    let trust = Arc::new(Trust::default());
+    let (kube, sysdig) = (Arc::new(Kube::new(config)), Arc::new(sysdig));
+    let (changes, trust) = (Arc::new(Changes::default()), Arc::new(Trust::default()));
     let serving = serve_certificate(config, &kube, &changes)?;
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let connections = Arc::new(Connections::new(capacity(&limits)));
     let handler = Arc::new(Handler {
-        auth: Auth::start(Arc::clone(&kube)),
-        readings: Readings::new(config, Arc::clone(&kube), Arc::clone(&sysdig), Arc::clone(&changes)),
-        trust: Arc::clone(&trust),
-        serving: Arc::clone(&serving),
-        connections: Arc::clone(&connections),
+        auth: Auth::start(kube.clone()),
+        readings: Readings::new(config, kube.clone(), sysdig.clone(), changes.clone()),
+        trust: trust.clone(),
+        serving: serving.clone(),
+        connections: connections.clone(),
         resources: RwLock::new(resource_lists(&[])),
     });
 
@@ -107,23 +85,29 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
     let (front_proxy, direct) = (sockets.0.join("front-proxy"), sockets.0.join("direct"));
     let classes = [(Class::FrontProxy, front_proxy.as_path()), (Class::Direct, direct.as_path())];
     server::start(&handler, &classes, config.max_concurrent)?;
-    let (follower, noter) = (Arc::clone(&trust), Arc::clone(&changes));
-    thread::spawn(move || {
-        follower.follow(|| {
-            let found = kube.request_header();
-            noter.note("request header configuration", &found);
-            found.ok()
-        });
-    });
+    let (follower, noter) = (trust.clone(), changes.clone());
+    let read = move || {
+        let found = kube.request_header();
+        noter.note("request header configuration", &found);
+        found.ok()
+    };
+    thread::spawn(move || follower.follow(read));
     if let Err(error) = sysdig.check_configured() {
         log::warn!("reads are refused until this is mended: {}", error.message);
     }
-    follow_catalogue(handler, sysdig, changes);
+    // Discovery's list; nothing else depends on it.
+    every([600, 30], move || {
+        let found = sysdig.catalogue().map(|metrics| handler.list(&metrics));
+        if found.as_ref().err().is_none_or(|error| error.reason != Reason::NotConfigured) {
+            changes.note("metric catalogue", &found);
+        }
+        found.is_ok()
+    });
 
     let listener = listen(config.listen).map_err(|error| format!("LISTEN_ADDR: {error}"))?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let tls = server_config(serving, config.tls13_only).map_err(|error| error.to_string())?;
-    let door = Arc::new(Door { connections: Arc::clone(&connections), tls, trust, front_proxy, direct, age: AGE });
+    let door = Arc::new(Door { connections: connections.clone(), tls, trust, front_proxy, direct, age: AGE });
     log::info!("sysdig-metrics-adapter {} listening on {address}", env!("CARGO_PKG_VERSION"));
     thread::spawn(move || door.serve(&listener));
 
@@ -139,29 +123,34 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
     Ok(())
 }
 
+/// Does `work` now and then for ever: again after so many seconds when it went well, or when it did not.
+fn every([period, retry]: [u64; 2], mut work: impl FnMut() -> bool + Send + 'static) {
+    thread::spawn(move || {
+        loop {
+            thread::sleep(Duration::from_secs(if work() { period } else { retry }));
+        }
+    });
+}
+
 /// The serving certificate: from files, which are followed, or kept by [`Keeper`].
 fn serve_certificate(config: &Config, kube: &Arc<Kube>, changes: &Arc<Changes>) -> Result<Arc<Serving>, String> {
     let serving = Arc::new(Serving::default());
+    let follower = serving.clone();
     let Some((chain, key)) = config.tls_files.clone() else {
-        let keeper = Keeper {
-            kube: Arc::clone(kube),
-            serving: Arc::clone(&serving),
-            changes: Arc::clone(changes),
-            service: config.service_name.clone(),
-            namespace: kube.own_namespace(),
-        };
+        let (kube, changes, namespace) = (kube.clone(), changes.clone(), kube.own_namespace());
+        let keeper = Keeper { kube, serving: follower, changes, service: config.service_name.clone(), namespace };
         serving.replace(keeper.temporary()?);
-        thread::spawn(move || keeper.keep());
+        every([60, 5], move || keeper.keep());
         return Ok(serving);
     };
     let read = |path: &Path| fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
-    let (follower, mut known) = (Arc::clone(&serving), None);
+    let mut known = None;
     let mut load = move || {
         let files = read(&chain).and_then(|chain| Ok((chain, read(&key)?)));
         if known.as_ref() == Some(&files) {
-            return;
+            return true;
         }
-        match files.clone().and_then(|(chain, key)| certified_key(&chain, &key)) {
+        match files.clone().and_then(|(chain, key)| certified_key(chain, key)) {
             Ok(made) => {
                 follower.replace(made);
                 follower.settle();
@@ -170,28 +159,11 @@ fn serve_certificate(config: &Config, kube: &Arc<Kube>, changes: &Arc<Changes>) 
             Err(mistake) => log::warn!("serving certificate {} is not used: {mistake}", chain.display()),
         }
         known = Some(files);
+        true
     };
     load();
-    thread::spawn(move || {
-        loop {
-            thread::sleep(CERTIFICATE_PERIOD);
-            load();
-        }
-    });
+    every([10, 10], load);
     Ok(serving)
-}
-
-/// Keeps discovery's list up to date; nothing else depends on it.
-fn follow_catalogue(handler: Arc<Handler>, sysdig: Arc<Sysdig>, changes: Arc<Changes>) {
-    thread::spawn(move || {
-        loop {
-            let found = sysdig.catalogue().map(|metrics| handler.list(&metrics));
-            if !matches!(found, Err(Error { reason: Reason::NotConfigured, .. })) {
-                changes.note("metric catalogue", &found);
-            }
-            thread::sleep(if found.is_ok() { CATALOGUE_PERIOD } else { CATALOGUE_RETRY });
-        }
-    });
 }
 
 fn listen(address: Option<SocketAddr>) -> io::Result<TcpListener> {
@@ -253,7 +225,7 @@ mod tests {
     #[test]
     fn sockets_lie_in_a_private_directory_that_goes_with_them() {
         use std::os::unix::fs::PermissionsExt;
-        let parent = std::env::temp_dir();
+        let parent = env::temp_dir();
         let (sockets, other) = (Sockets::create(&parent).unwrap(), Sockets::create(&parent).unwrap());
         let directory = sockets.0.clone();
         assert_ne!(directory, other.0, "what a crash left behind is not used again");
