@@ -1,7 +1,6 @@
 //! Says in the log what changed, and only that: an outage is one line when it starts and one when it ends.
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::{collections::BTreeMap, mem, sync::Mutex};
 
 use crate::error::{Error, Reason};
 use crate::lock;
@@ -22,18 +21,14 @@ impl Changes {
     fn change(&self, thing: &'static str, error: Option<&Error>) -> Option<(log::Level, String)> {
         let mut states = lock(&self.0);
         let (failing, failures) = states.entry(thing).or_default();
-        let before = std::mem::replace(failing, error.map(|error| error.reason));
-        match error {
-            Some(error) => {
-                *failures += 1;
-                (before != Some(error.reason))
-                    .then(|| (log::Level::Warn, format!("{thing}: {}: {}", error.reason.word(), error.message)))
-            }
-            None => {
-                let failures = std::mem::take(failures);
-                before.map(|_| (log::Level::Info, format!("{thing}: works again (failures: {failures})")))
-            }
-        }
+        let before = mem::replace(failing, error.map(|error| error.reason));
+        let Some(Error { reason, message, .. }) = error else {
+            let failures = mem::take(failures);
+            return before.map(|_| (log::Level::Info, format!("{thing}: works again (failures: {failures})")));
+        };
+        *failures += 1;
+        let line = || (log::Level::Warn, format!("{thing}: {}: {message}", reason.word()));
+        (before != Some(*reason)).then(line)
     }
 }
 

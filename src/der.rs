@@ -33,9 +33,8 @@ pub fn common_name(subject: &[u8]) -> Option<String> {
 
 fn string(bytes: &[u8]) -> Option<String> {
     let (tag, value, rest) = element(bytes)?;
-    let fits =
-        rest.is_empty() && (tag == UTF8_STRING || ((tag == PRINTABLE_STRING || tag == IA5_STRING) && value.is_ascii()));
-    if fits { String::from_utf8(value.to_vec()).ok() } else { None }
+    let known = tag == UTF8_STRING || ([PRINTABLE_STRING, IA5_STRING].contains(&tag) && value.is_ascii());
+    String::from_utf8(value.to_vec()).ok().filter(|_| known && rest.is_empty())
 }
 
 fn expect(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
@@ -44,14 +43,13 @@ fn expect(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
 
 /// Tag, value and what follows.
 fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let [tag, first, rest @ ..] = bytes else { return None };
-    let (length, rest) = match *first {
-        short @ 0..=0x7f => (usize::from(short), rest),
-        0x81 => (usize::from(*rest.first()?), rest.get(1..)?),
-        0x82 => (usize::from(*rest.first()?) << 8 | usize::from(*rest.get(1)?), rest.get(2..)?),
+    let (tag, length, rest) = match *bytes {
+        [tag, length @ 0..=0x7f, ref rest @ ..] => (tag, usize::from(length), rest),
+        [tag, 0x81, length, ref rest @ ..] => (tag, usize::from(length), rest),
+        [tag, 0x82, high, low, ref rest @ ..] => (tag, usize::from(high) << 8 | usize::from(low), rest),
         _ => return None,
     };
-    Some((*tag, rest.get(..length)?, rest.get(length..)?))
+    Some((tag, rest.get(..length)?, rest.get(length..)?))
 }
 
 #[cfg(test)]

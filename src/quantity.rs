@@ -7,10 +7,8 @@ use std::fmt;
 
 use crate::error::Reason;
 
-const NANOS: i128 = 1_000_000_000;
-
 /// An autoscaler computes in thousandths held in 64 bits; a quantity beyond that would be cut there.
-const MAX_NANOS: i128 = i64::MAX as i128 * (NANOS / 1000);
+const MAX_NANOS: i128 = i64::MAX as i128 * 1_000_000;
 
 /// Suffixes of the decimal SI form, largest first, with their power of ten in billionths.
 const SUFFIXES: [(u32, &str); 9] =
@@ -27,52 +25,33 @@ impl Quantity {
     /// Digits below a billionth are rounded half to even, but never to zero.
     /// Errors: [`Reason::NotFinite`] for what is no number, [`Reason::OutOfRange`] beyond 9223372036854775.807.
     pub fn parse(text: &str) -> Result<Self, Reason> {
-        let (negative, unsigned) = (text.starts_with('-'), text.strip_prefix(['-', '+']).unwrap_or(text));
-        if ["nan", "inf", "infinity"].iter().any(|word| unsigned.eq_ignore_ascii_case(word)) {
-            return Err(Reason::NotFinite);
-        }
-        let (mantissa, exponent) = match unsigned.split_once(['e', 'E']) {
-            Some((mantissa, exponent)) => (mantissa, parse_exponent(exponent)?),
-            None => (unsigned, 0),
-        };
+        let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+        let (mantissa, exponent) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
+        let exponent: i32 = exponent.parse().map_err(|_| Reason::NotFinite)?;
         let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        let digits: Vec<u8> = whole.bytes().chain(fraction.bytes()).collect();
-        if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        let digits = format!("{whole}{fraction}");
+        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(Reason::NotFinite);
         }
-        let scale = exponent.saturating_add(9).saturating_sub(fraction.len() as i64);
-        let nanos = scale_digits(&digits, scale)?;
-        Ok(Self(if negative { -nanos } else { nanos }))
+        let nanos = magnitude(digits.trim_start_matches('0'), i64::from(exponent) + 9 - fraction.len() as i64)?;
+        Ok(Self(if text.starts_with('-') { -nanos } else { nanos }))
     }
 }
 
-fn parse_exponent(text: &str) -> Result<i64, Reason> {
-    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-    if digits.is_empty() || digits.len() > 9 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(Reason::NotFinite);
-    }
-    text.parse().map_err(|_| Reason::NotFinite)
-}
-
-/// `digits` × 10^`scale`, rounded half to even, as a magnitude in billionths.
-fn scale_digits(digits: &[u8], scale: i64) -> Result<i128, Reason> {
-    let significant: Vec<u8> = digits.iter().copied().skip_while(|&d| d == b'0').collect();
-    if significant.is_empty() {
-        return Ok(0);
-    }
-    let kept = significant.len() as i64 + scale;
-    if kept > 26 {
-        return Err(Reason::OutOfRange);
-    }
-    let digit_at =
-        |index: i64| usize::try_from(index).ok().and_then(|i| significant.get(i)).map_or(0, |d| i128::from(d - b'0'));
-    let mut nanos = (0..kept.max(0)).fold(0, |sum: i128, index| sum * 10 + digit_at(index));
-    let first_dropped = if kept < 0 { 0 } else { digit_at(kept) };
-    let beyond = kept >= 0 && significant.iter().skip(kept as usize + 1).any(|&d| d != b'0');
-    if first_dropped > 5 || (first_dropped == 5 && (beyond || nanos % 2 == 1)) {
-        nanos += 1;
-    }
-    let nanos = nanos.max(1);
+/// `digits`, which start with none that is zero, × 10^`scale`, rounded half to even.
+fn magnitude(digits: &str, scale: i64) -> Result<i128, Reason> {
+    let kept = match digits.len() as i64 + scale {
+        _ if digits.is_empty() => return Ok(0),
+        ..0 => return Ok(1),
+        kept @ 0..=26 => kept as usize,
+        _ => return Err(Reason::OutOfRange),
+    };
+    let padded = format!("{digits:0<kept$}");
+    let (whole, dropped) = padded.split_at_checked(kept).unwrap_or_default();
+    let nanos = whole.bytes().fold(0, |sum: i128, digit| sum * 10 + i128::from(digit - b'0'));
+    let half = dropped.trim_end_matches('0').cmp("5");
+    let up = half.is_gt() || (half.is_eq() && nanos % 2 == 1);
+    let nanos = (nanos + i128::from(up)).max(1);
     if nanos > MAX_NANOS { Err(Reason::OutOfRange) } else { Ok(nanos) }
 }
 

@@ -11,27 +11,20 @@ pub(crate) fn unix_now() -> u64 {
 }
 
 /// Formats Unix seconds, `2019-07-07T15:55:27Z`; later than the year 9999 is shown as its last second.
-pub(crate) fn rfc3339(unix_seconds: u64) -> String {
-    let seconds = unix_seconds.min(MAX);
-    let (year, month, day) = civil_date(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-/// Days since 1970-01-01 as (year, month, day) in the Gregorian calendar.
 /// The year starts in March here, so that the leap day is the last of it; see "civil_from_days" in
 /// <https://howardhinnant.github.io/date_algorithms.html>.
-fn civil_date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let era = days / 146_097;
-    let day_of_era = days % 146_097;
+pub(crate) fn rfc3339(unix_seconds: u64) -> String {
+    let seconds = unix_seconds.min(MAX);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let days = seconds / 86_400 + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
     let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
-    (year, month, day)
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
 #[cfg(test)]
