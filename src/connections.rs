@@ -1,10 +1,8 @@
 //! The live connections: how many there may be, who makes room for whom, and the end of them all.
 
-use std::collections::BTreeMap;
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, atomic::AtomicBool};
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::lock;
 
@@ -35,10 +33,7 @@ struct Entry {
 }
 
 /// A connection's place; given back when dropped.
-pub(crate) struct Ticket {
-    connections: Arc<Connections>,
-    id: u64,
-}
+pub(crate) struct Ticket(Arc<Connections>, u64);
 
 impl Connections {
     pub(crate) fn new(places: usize) -> Self {
@@ -52,9 +47,7 @@ impl Connections {
         let mut live = lock(&self.live);
         if live.entries.len() >= self.capacity {
             let oldest = *live.entries.iter().find(|(_, entry)| !entry.verified)?.0;
-            if let Some(entry) = live.entries.remove(&oldest) {
-                let _ = entry.stream.shutdown(Shutdown::Both);
-            }
+            let _ = live.entries.remove(&oldest)?.stream.shutdown(Shutdown::Both);
         }
         let room = self.gone.wait_timeout_while(live, ENDING, |live| live.tickets >= self.places);
         let (mut live, patience) = room.unwrap_or_else(PoisonError::into_inner);
@@ -64,8 +57,8 @@ impl Connections {
         live.last += 1;
         live.tickets += 1;
         let id = live.last;
-        live.entries.insert(id, Entry { stream: Arc::clone(stream), verified: false, busy: false });
-        Some(Ticket { connections: Arc::clone(self), id })
+        live.entries.insert(id, Entry { stream: stream.clone(), verified: false, busy: false });
+        Some(Ticket(self.clone(), id))
     }
 
     /// Whether places are scarce, such that nobody unknown should hold one for long.
@@ -87,20 +80,19 @@ impl Connections {
 impl Ticket {
     /// Notes whether the peer proved who it is, and whether a request of it is being worked on.
     pub(crate) fn set(&self, verified: bool, busy: bool) {
-        if let Some(entry) = lock(&self.connections.live).entries.get_mut(&self.id) {
-            entry.verified = verified;
-            entry.busy = busy;
+        if let Some(entry) = lock(&self.0.live).entries.get_mut(&self.1) {
+            (entry.verified, entry.busy) = (verified, busy);
         }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut live = lock(&self.connections.live);
-        live.entries.remove(&self.id);
+        let mut live = lock(&self.0.live);
+        live.entries.remove(&self.1);
         live.tickets -= 1;
         drop(live);
-        self.connections.gone.notify_all();
+        self.0.gone.notify_all();
     }
 }
 

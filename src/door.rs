@@ -4,14 +4,13 @@
 //! answer and goes on: the inner server's pool cannot starve, and nothing can be smuggled behind a request.
 
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::thread;
+use std::sync::{Arc, atomic::Ordering};
 use std::time::{Duration, Instant};
+use std::{path::PathBuf, thread};
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::{ServerConfig, ServerConnection, Stream};
@@ -64,9 +63,8 @@ impl Door {
     }
 
     fn open(self: &Arc<Self>, stream: TcpStream) {
-        let stream = Arc::new(stream);
+        let (door, stream) = (self.clone(), Arc::new(stream));
         let Some(ticket) = self.connections.admit(&stream) else { return };
-        let door = Arc::clone(self);
         let work = move || {
             let end = door.connection(&stream, &ticket);
             end.unwrap_or_else(|error| log::debug!("connection: {error}"));
@@ -78,7 +76,7 @@ impl Door {
 
     fn connection(&self, stream: &TcpStream, ticket: &Ticket) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        let mut session = ServerConnection::new(Arc::clone(&self.tls)).map_err(io::Error::other)?;
+        let mut session = ServerConnection::new(self.tls.clone()).map_err(io::Error::other)?;
         let mut socket = Timed { stream, deadline: Instant::now() + HANDSHAKE };
         while session.is_handshaking() {
             session.complete_io(&mut socket)?;
@@ -89,11 +87,10 @@ impl Door {
         loop {
             let verified = peer.judge(&self.trust, None).is_some();
             ticket.set(verified, false);
-            let limit = if verified { HEAD_FRONT_PROXY } else { HEAD_UNVERIFIED };
-            let length = peer.read_head(limit, ticket, verified)?;
-            let (answer, keep) = match &length {
+            let length = peer.read_head(ticket, verified)?;
+            let (answer, keep) = match length {
                 Ok(0) => return peer.close(),
-                Ok(length) => self.answer(&mut peer, *length),
+                Ok(length) => self.answer(&mut peer, length),
                 Err(refused) => (encode(&refused.response()), false),
             };
             let last = !keep || self.connections.draining.load(Ordering::Relaxed) || Instant::now() >= retire;
@@ -101,57 +98,45 @@ impl Door {
             if last {
                 return peer.close();
             }
-            peer.forget(length.unwrap_or_default());
         }
     }
 
-    /// The answer to the head that starts the buffer, and whether the connection can go on.
+    /// The answer to the head that starts the buffer, which it leaves, and whether the connection can go on.
     fn answer(&self, peer: &mut Peer<'_>, length: usize) -> (Vec<u8>, bool) {
         let patience = if self.connections.crowded() { Duration::ZERO } else { ROTATION };
         let identity = peer.judge(&self.trust, Some(patience));
-        let parsed = peer.buffer.get(..length).ok_or_else(internal).and_then(Head::parse);
-        let exchanged = parsed.and_then(|head| {
+        let head: Vec<u8> = peer.buffer.drain(..length.min(peer.buffer.len())).collect();
+        peer.buffer.shrink_to(16 * 1024);
+        let exchanged = Head::parse(&head).and_then(|head| {
             let socket = if identity.is_some() { &self.front_proxy } else { &self.direct };
             let request = head.rebuild(identity.as_ref().map(|config| &config.headers));
-            exchange(socket, &request).map(|answer| (answer, head.keep_alive))
+            let failed = |error| {
+                log::warn!("inner server: {error}");
+                refusal!(Internal, "the adapter failed to answer; its log says why (kubectl logs)")
+            };
+            Ok((exchange(socket, &request).map_err(failed)?, head.keep_alive))
         });
         exchanged.unwrap_or_else(|error| (encode(&error.response()), false))
     }
 }
 
-fn exchange(socket: &PathBuf, request: &[u8]) -> Result<Vec<u8>, Error> {
-    let attempt = || -> io::Result<Vec<u8>> {
-        let mut inner = UnixStream::connect(socket)?;
-        inner.set_read_timeout(Some(INNER))?;
-        inner.set_write_timeout(Some(WRITE))?;
-        inner.write_all(request)?;
-        inner.shutdown(Shutdown::Write)?;
-        let mut answer = Vec::with_capacity(2048);
-        inner.read_to_end(&mut answer)?;
-        Ok(answer)
-    };
-    let answer = attempt().and_then(|answer| match answer.starts_with(b"HTTP/1.1 ") {
-        true => Ok(answer),
-        false => Err(ErrorKind::UnexpectedEof.into()),
-    });
-    answer.map_err(|error| {
-        log::warn!("inner server: {error}");
-        internal()
-    })
-}
-
-fn internal() -> Error {
-    refusal!(Internal, "the adapter failed to answer; its log says why (kubectl logs)")
+fn exchange(socket: &PathBuf, request: &[u8]) -> io::Result<Vec<u8>> {
+    let mut inner = UnixStream::connect(socket)?;
+    inner.set_read_timeout(Some(INNER))?;
+    inner.set_write_timeout(Some(WRITE))?;
+    inner.write_all(request)?;
+    inner.shutdown(Shutdown::Write)?;
+    let mut answer = Vec::with_capacity(2048);
+    inner.read_to_end(&mut answer)?;
+    if answer.starts_with(b"HTTP/1.1 ") { Ok(answer) } else { Err(UnexpectedEof.into()) }
 }
 
 fn encode(response: &Response) -> Vec<u8> {
     let Response { status, content_type, headers, body } = response;
     let (phrase, length) = (tiny_http::StatusCode(*status).default_reason_phrase(), body.len());
     let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    let head = format!(
-        "HTTP/1.1 {status} {phrase}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n{headers}\r\n"
-    );
-    [head.as_bytes(), body].concat()
+    let head = format!("HTTP/1.1 {status} {phrase}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n");
+    [head.as_bytes(), headers.as_bytes(), b"\r\n", body].concat()
 }
 
 fn jitter(most: Duration) -> Duration {
@@ -166,23 +151,23 @@ struct Timed<'a> {
 }
 
 impl Timed<'_> {
-    fn left(&self) -> io::Result<Duration> {
+    fn left(&self) -> io::Result<Option<Duration>> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
+        if left.is_zero() { Err(TimedOut.into()) } else { Ok(Some(left)) }
     }
 }
 
 impl Read for Timed<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(Some(self.left()?))?;
-        (&mut &*self.stream).read(buffer)
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(buffer)
     }
 }
 
 impl Write for Timed<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(Some(self.left()?))?;
-        (&mut &*self.stream).write(buffer)
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(buffer)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -218,14 +203,15 @@ impl Peer<'_> {
         {
             return *verified;
         }
-        let judged = config.judge(&self.chain, UnixTime::now());
-        self.verdict = Some((Arc::clone(config), now, judged.is_ok()));
-        judged.map_err(|reason| log::debug!("{reason}")).is_ok()
+        let judged = config.judge(&self.chain, UnixTime::now()).inspect_err(|reason| log::debug!("{reason}"));
+        self.verdict = Some((config.clone(), now, judged.is_ok()));
+        judged.is_ok()
     }
 
     /// The length of the head that the buffer starts with; 0 if the peer is done or silent for too long.
-    fn read_head(&mut self, limit: usize, ticket: &Ticket, verified: bool) -> io::Result<Result<usize, Error>> {
-        let mut searched = 0;
+    fn read_head(&mut self, ticket: &Ticket, verified: bool) -> io::Result<Result<usize, Error>> {
+        let limit = if verified { HEAD_FRONT_PROXY } else { HEAD_UNVERIFIED };
+        let (mut searched, mut chunk) = (0, [0; 8 * 1024]);
         self.socket.deadline = Instant::now() + if self.buffer.is_empty() { IDLE } else { HEAD };
         loop {
             if let Some(length) = head::end(&self.buffer, searched).filter(|length| *length <= limit) {
@@ -236,34 +222,22 @@ impl Peer<'_> {
                 return Ok(Err(refusal!(HeadTooLarge, "the request head is larger than {limit} bytes")));
             }
             searched = self.buffer.len();
-            let started = !self.buffer.is_empty();
-            match self.receive() {
-                Ok(0) => return Ok(Ok(0)),
-                Ok(_) if !started => {
-                    ticket.set(verified, true);
-                    self.socket.deadline = Instant::now() + HEAD;
+            let received = match Stream::new(&mut self.session, &mut self.socket).read(&mut chunk) {
+                Err(error) if matches!(error.kind(), TimedOut | WouldBlock) && searched > 0 => {
+                    return Ok(Err(refusal!(RequestTimeout, "the request head did not arrive within {HEAD:?}")));
                 }
-                Ok(_) => {}
-                Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => {
-                    let slow = || refusal!(RequestTimeout, "the request head did not arrive within {HEAD:?}");
-                    return Ok(if started { Err(slow()) } else { Ok(0) });
-                }
-                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(Ok(0)),
-                Err(error) => return Err(error),
+                Err(error) if matches!(error.kind(), TimedOut | WouldBlock | UnexpectedEof) => 0,
+                received => received?,
+            };
+            if received == 0 {
+                return Ok(Ok(0));
+            }
+            self.buffer.extend_from_slice(chunk.get(..received).unwrap_or_default());
+            if searched == 0 {
+                ticket.set(verified, true);
+                self.socket.deadline = Instant::now() + HEAD;
             }
         }
-    }
-
-    fn receive(&mut self) -> io::Result<usize> {
-        let mut chunk = [0; 8 * 1024];
-        let count = Stream::new(&mut self.session, &mut self.socket).read(&mut chunk)?;
-        self.buffer.extend_from_slice(chunk.get(..count).unwrap_or_default());
-        Ok(count)
-    }
-
-    fn forget(&mut self, length: usize) {
-        self.buffer.drain(..length.min(self.buffer.len()));
-        self.buffer.shrink_to(16 * 1024);
     }
 
     fn send(&mut self, answer: &[u8], last: bool) -> io::Result<()> {

@@ -3,8 +3,6 @@
 //! headers in `FORWARDED`, and, from a front proxy, the identity. So there is nothing for two
 //! parsers to disagree about. Source: <https://www.rfc-editor.org/rfc/rfc9112>.
 
-use std::fmt::Write;
-
 use crate::error::{Error, quoted, refusal};
 
 /// The headers that mean something to the inner server, in lower case.
@@ -45,14 +43,17 @@ impl<'a> Head<'a> {
         // A line that LF alone ends is not split off, and refused for holding a control character.
         let lines = text.split_inclusive(|&byte| byte == b'\n');
         let mut lines = lines.map(|line| line.strip_suffix(b"\r\n").unwrap_or(line));
-        let (method, target, version) = request_line(lines.next().unwrap_or_default())?;
+        let (method, target, newer) = request_line(lines.next().unwrap_or_default())?;
         let headers: Option<Vec<_>> = lines.take(MOST_HEADERS + 1).map(header).collect();
         let headers = headers.ok_or_else(|| refusal!(InvalidRequest, "a header line is malformed"))?;
         if headers.len() > MOST_HEADERS {
             return Err(refusal!(HeadTooLarge, "more than {MOST_HEADERS} headers"));
         }
-        let mut head = Self { method, target, headers, keep_alive: version == 1 };
-        head.check_host(version)?;
+        let mut head = Self { method, target, headers, keep_alive: newer };
+        match (head.values("host").count(), newer) {
+            (1, _) | (0, false) => {}
+            (count, _) => return Err(refusal!(InvalidRequest, "there must be one Host header, not {count}")),
+        }
         head.check_body()?;
         head.check_connection()?;
         Ok(head)
@@ -61,45 +62,32 @@ impl<'a> Head<'a> {
     /// The head for the inner server; the identity is passed on for `identity` only, percent-encoded.
     pub fn rebuild(&self, identity: Option<&IdentityHeaders>) -> Vec<u8> {
         let mut out = format!("{} {} HTTP/1.1\r\nHost: adapter\r\nConnection: close\r\n", self.method, self.target);
+        let mut line = |name: &str, value: &str| out.extend([name, ": ", value, "\r\n"]);
         for name in FORWARDED {
             let values: Vec<&str> = self.values(name).filter_map(ascii).collect();
             if !values.is_empty() {
-                let _ = write!(out, "{name}: {}\r\n", values.join(", "));
+                line(name, &values.join(", "));
             }
         }
-        if let Some(identity) = identity {
-            self.write_identity(identity, &mut out);
+        if let Some(IdentityHeaders { username, group, uid, extra_prefix }) = identity {
+            for (name, headers) in [("X-Remote-User", username), ("X-Remote-Uid", uid)] {
+                let first = headers.iter().find_map(|name| self.values(name).next().filter(|it| !it.is_empty()));
+                first.into_iter().for_each(|value| line(name, &encode(value)));
+            }
+            let groups = group.iter().flat_map(|name| self.values(name)).filter(|value| !value.is_empty());
+            groups.for_each(|value| line("X-Remote-Group", &encode(value)));
+            for (name, value) in &self.headers {
+                if let Some(key) = extra_prefix.iter().find_map(|prefix| name.strip_prefix(prefix.as_str())) {
+                    line(&format!("X-Remote-Extra-{key}"), &encode(value));
+                }
+            }
         }
         out.push_str("\r\n");
         out.into_bytes()
     }
 
-    fn write_identity(&self, identity: &IdentityHeaders, out: &mut String) {
-        let first =
-            |names: &[String]| names.iter().find_map(|name| self.values(name).next().filter(|value| !value.is_empty()));
-        let single = [("User", first(&identity.username)), ("Uid", first(&identity.uid))].into_iter();
-        let groups = identity.group.iter().flat_map(|name| self.values(name)).filter(|value| !value.is_empty());
-        let groups = groups.map(|value| ("Group", Some(value)));
-        for (name, value) in single.chain(groups) {
-            let _ = value.map(|value| write!(out, "X-Remote-{name}: {}\r\n", encode(value)));
-        }
-        for (name, value) in &self.headers {
-            if let Some(key) = identity.extra_prefix.iter().find_map(|prefix| name.strip_prefix(prefix.as_str())) {
-                let _ = write!(out, "X-Remote-Extra-{key}: {}\r\n", encode(value));
-            }
-        }
-    }
-
     fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.headers.iter().filter(move |(n, _)| n == name).map(|(_, value)| *value)
-    }
-
-    fn check_host(&self, version: u8) -> Result<(), Error> {
-        match (self.values("host").count(), version) {
-            (1, _) | (0, 0) => Ok(()),
-            (0, _) => Err(refusal!(InvalidRequest, "the Host header is missing")),
-            _ => Err(refusal!(InvalidRequest, "more than one Host header")),
-        }
     }
 
     fn check_body(&self) -> Result<(), Error> {
@@ -114,38 +102,29 @@ impl<'a> Head<'a> {
     }
 
     fn check_connection(&mut self) -> Result<(), Error> {
-        let mut options = Vec::new();
-        for value in self.values("connection") {
-            options.extend(String::from_utf8_lossy(value).split(',').map(|o| o.trim().to_ascii_lowercase()));
-        }
-        if options.iter().any(|option| option == "upgrade") || self.values("upgrade").next().is_some() {
+        let options = self.values("connection").flat_map(|value| value.split(|&byte| byte == b','));
+        let options: Vec<_> = options.map(|option| option.trim_ascii().to_ascii_lowercase()).collect();
+        let asks = |option: &str| options.iter().any(|it| it == option.as_bytes());
+        if asks("upgrade") || self.values("upgrade").next().is_some() {
             return Err(refusal!(InvalidRequest, "Upgrade is not accepted: plain HTTP/1.1 over TLS is served"));
         }
-        if options.iter().any(|option| option == "close") {
-            self.keep_alive = false;
-        }
+        self.keep_alive &= !asks("close");
         Ok(())
     }
 }
 
-fn request_line(line: &[u8]) -> Result<(&str, &str, u8), Error> {
+/// Method, target, and whether this is HTTP/1.1 and not 1.0.
+fn request_line(line: &[u8]) -> Result<(&str, &str, bool), Error> {
     let malformed = || refusal!(InvalidRequest, "the request line is malformed");
-    let line = ascii(line).ok_or_else(malformed)?;
-    let mut words = line.split(' ');
-    let (Some(method), Some(target), Some(version), None) = (words.next(), words.next(), words.next(), words.next())
-    else {
-        return Err(malformed());
-    };
-    if method.is_empty() || method.len() > 32 || !method.bytes().all(is_token) || !target.starts_with('/') {
+    let words: Vec<&str> = ascii(line).ok_or_else(malformed)?.split(' ').collect();
+    let &[method, target, version] = words.as_slice() else { return Err(malformed()) };
+    if !is_token(method.as_bytes()) || method.len() > 32 || !target.starts_with('/') {
         return Err(malformed());
     }
     match version {
-        "HTTP/1.1" => Ok((method, target, 1)),
-        "HTTP/1.0" => Ok((method, target, 0)),
-        _ if version.starts_with("HTTP/") => {
-            Err(refusal!(HttpVersion, "{} is not served: use HTTP/1.1", quoted(version)))
-        }
-        _ => Err(malformed()),
+        "HTTP/1.1" | "HTTP/1.0" => Ok((method, target, version == "HTTP/1.1")),
+        _ if !version.starts_with("HTTP/") => Err(malformed()),
+        _ => Err(refusal!(HttpVersion, "{} is not served: use HTTP/1.1", quoted(version))),
     }
 }
 
@@ -153,18 +132,16 @@ fn request_line(line: &[u8]) -> Result<(&str, &str, u8), Error> {
 fn header(line: &[u8]) -> Option<(String, &[u8])> {
     let colon = line.iter().position(|&byte| byte == b':')?;
     let (name, value) = (line.get(..colon)?, line.get(colon + 1..)?);
-    let fits = !name.is_empty()
-        && name.iter().copied().all(is_token)
-        && !value.iter().any(|&byte| byte.is_ascii_control() && byte != b'\t');
+    let fits = is_token(name) && !value.iter().any(|&byte| byte.is_ascii_control() && byte != b'\t');
     fits.then_some((ascii(name)?.to_ascii_lowercase(), value.trim_ascii()))
 }
 
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+fn is_token(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
 }
 
 fn ascii(bytes: &[u8]) -> Option<&str> {
-    if bytes.iter().all(|b| b.is_ascii_graphic() || *b == b' ') { std::str::from_utf8(bytes).ok() } else { None }
+    std::str::from_utf8(bytes).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' '))
 }
 
 fn encode(value: &[u8]) -> String {
