@@ -14,9 +14,8 @@ use ureq::http::Method;
 use crate::error::{Error, refusal};
 use crate::handler::{Stop, WAIT};
 use crate::kube::{FULL, Kube, unavailable};
-use crate::lock;
 use crate::route::{GROUP, Read, Route};
-use crate::tls::sha256;
+use crate::{lock, tls::sha256};
 
 const AUTHENTICATED: &str = "system:authenticated";
 const MASTERS: &str = "system:masters";
@@ -42,14 +41,8 @@ pub(crate) struct User {
 }
 
 type Digest = [u8; 32];
-
-struct Remembered<T> {
-    known: T,
-    until: Instant,
-    asked_again: bool,
-}
-
-type Memory<T> = Mutex<HashMap<Digest, Remembered<T>>>;
+/// What is known, until when, and whether it is being asked for again.
+type Memory<T> = Mutex<HashMap<Digest, (T, Instant, bool)>>;
 
 pub(crate) struct Auth {
     kube: Arc<Kube>,
@@ -87,13 +80,12 @@ impl Auth {
     /// The user whom a bearer token stands for. Errors: 401, or the Kubernetes API cannot tell.
     pub(crate) fn user(&self, token: &str, wait: bool, now: Instant) -> Result<User, Stop> {
         let digest = sha256(token.as_bytes());
-        let remembered = lock(&self.tokens).get(&digest).filter(|it| it.until > now).map(|it| it.known.clone());
+        let remembered = lock(&self.tokens).get(&digest).filter(|it| it.1 > now).map(|it| it.0.clone());
         let known = match remembered {
             Some(known) => known,
             None if !wait => return Err(WAIT),
             None => {
-                let review = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": { "token": token } });
-                let answer = self.post("authentication.k8s.io/v1/tokenreviews", &review)?;
+                let answer = self.post("authentication", "TokenReview", &json!({ "token": token }))?;
                 let authenticated = answer.pointer("/status/authenticated") == Some(&Value::Bool(true));
                 let user = answer.pointer("/status/user").filter(|_| authenticated);
                 let user = user.and_then(|user| User::deserialize(user).ok()).filter(|user| !user.name.is_empty());
@@ -122,16 +114,15 @@ impl Auth {
 
     fn remembered(&self, digest: Digest, spec: &Value, now: Instant) -> Option<Option<String>> {
         let mut decisions = lock(&self.decisions);
-        let found = decisions.get_mut(&digest).filter(|it| it.until > now)?;
-        if found.known.is_none() && !found.asked_again && found.until - now < AHEAD {
-            found.asked_again = self.refreshes.try_send((digest, spec.clone())).is_ok();
+        let (denied, until, asked_again) = decisions.get_mut(&digest).filter(|it| it.1 > now)?;
+        if denied.is_none() && !*asked_again && *until - now < AHEAD {
+            *asked_again = self.refreshes.try_send((digest, spec.clone())).is_ok();
         }
-        Some(found.known.clone())
+        Some(denied.clone())
     }
 
     fn review(&self, digest: Digest, spec: &Value) -> Result<Option<String>, Error> {
-        let review = json!({ "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec });
-        let answer = self.post("authorization.k8s.io/v1/subjectaccessreviews", &review)?;
+        let answer = self.post("authorization", "SubjectAccessReview", spec)?;
         let silent = || unavailable("it does not say what is allowed");
         let allowed = answer.pointer("/status/allowed").and_then(Value::as_bool).ok_or_else(silent)?;
         let reason = answer.pointer("/status/reason").and_then(Value::as_str).unwrap_or_default();
@@ -140,9 +131,12 @@ impl Auth {
         Ok(denied)
     }
 
-    fn post(&self, path: &str, review: &Value) -> Result<Value, Error> {
+    fn post(&self, group: &str, kind: &str, spec: &Value) -> Result<Value, Error> {
+        let version = format!("{group}.k8s.io/v1");
+        let path = format!("/apis/{version}/{}s", kind.to_ascii_lowercase());
+        let review = json!({ "apiVersion": version, "kind": kind, "spec": spec });
         let what = "tokenreviews and subjectaccessreviews (ClusterRoleBinding custom-metrics:system:auth-delegator)";
-        self.kube.call(Method::POST, &format!("/apis/{path}"), FULL, Some(review), what)
+        self.kube.call(Method::POST, &path, FULL, Some(&review), what)
     }
 }
 
@@ -157,7 +151,7 @@ fn remember<T>(memory: &Memory<T>, digest: Digest, known: T, now: Instant, lifet
     if memory.len() >= MOST_REMEMBERED {
         memory.clear();
     }
-    memory.insert(digest, Remembered { known, until: now + lifetime, asked_again: false });
+    memory.insert(digest, (known, now + lifetime, false));
 }
 
 /// The question as the API server itself would put it.
@@ -176,21 +170,18 @@ fn spec(user: &User, route: &Route, path: &str) -> Value {
 }
 
 fn forbidden(user: &User, route: &Route, path: &str, reason: &str) -> Error {
-    let who = &user.name;
-    let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    let who = format!("User {:?} cannot", user.name);
+    let filled = |text: &str, shown: String| if text.is_empty() { String::new() } else { shown };
+    let why = filled(reason, format!(": {reason}"));
     let Route::Read(read) = route else {
-        return refusal!(Forbidden, "forbidden: User {who:?} cannot get path {path:?}{why}");
+        return refusal!(Forbidden, "forbidden: {who} get path {path:?}{why}");
     };
     let Read { namespace, access: [resource, subresource, name], .. } = &**read;
-    let whole = if subresource.is_empty() { resource.clone() } else { format!("{resource}/{subresource}") };
-    let name = if name.is_empty() { String::new() } else { format!(" {name:?}") };
-    let at =
-        if namespace.is_empty() { "at the cluster scope".into() } else { format!("in the namespace {namespace:?}") };
+    let whole = format!("{resource}{}", filled(subresource, format!("/{subresource}")));
+    let what = format!("{resource}.{GROUP}{}", filled(name, format!(" {name:?}")));
+    let at = if namespace.is_empty() { "at the cluster scope" } else { &format!("in the namespace {namespace:?}") };
     let verb = read.verb();
-    refusal!(
-        Forbidden,
-        "{resource}.{GROUP}{name} is forbidden: User {who:?} cannot {verb} resource {whole:?} in API group {GROUP:?} {at}{why}"
-    )
+    refusal!(Forbidden, "{what} is forbidden: {who} {verb} resource {whole:?} in API group {GROUP:?} {at}{why}")
 }
 
 #[cfg(test)]

@@ -1,11 +1,8 @@
 //! Settings from the environment: all of them read once, all mistakes in their syntax reported at once. What can be
 //! mended while the process runs (no token yet, the placeholder cluster name) is kept, and reads say how to mend it.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU16;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::{env, fmt, num::NonZeroU16, path::PathBuf, time::Duration};
 
 use crate::error::quoted;
 
@@ -13,10 +10,6 @@ pub const PLACEHOLDER_CLUSTER: &str = "YourClusterName";
 
 const DEFAULT_ENDPOINT: &str = "https://app.sysdigcloud.com";
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-const ENDPOINT: &str =
-    "https://HOST[:PORT][/PATH], as https://app.sysdigcloud.com/api/ (http:// for this machine only)";
-const TLS: &str = "1.2 or 1.3";
-const CLUSTER: &str = "the cluster's name as Sysdig Monitor shows it, without quotes or backslashes";
 
 /// Text that is never shown: it has no `Display`, and its `Debug` hides it.
 #[derive(Clone, PartialEq, Eq)]
@@ -25,8 +18,7 @@ pub struct Secret(String);
 impl Secret {
     /// Keeps `text` from being shown. None if it could not stand in an HTTP header.
     pub fn new(text: &str) -> Option<Self> {
-        let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-        fits.then(|| Self(text.to_owned()))
+        Self::header(text).filter(|_| text.bytes().all(|byte| byte.is_ascii_graphic()))
     }
 
     /// A header's value, which may hold blanks. None if it is empty.
@@ -84,16 +76,22 @@ pub struct Config {
 impl Config {
     /// Reads the settings. Errors: one line for each mistake, naming the variable and what would be right.
     pub fn read(variable: impl Fn(&str) -> Option<Result<String, String>>) -> Result<Self, Vec<String>> {
+        const ENDPOINT: &str =
+            "https://HOST[:PORT][/PATH], as https://app.sysdigcloud.com/api/ (http:// for this machine only)";
+        const CLUSTER: &str = "the cluster's name as Sysdig Monitor shows it, without quotes or backslashes";
         const ADDRESS: &str = "an address with a port, such as 0.0.0.0:10250 or [::]:10250";
         let backends = [("auto", None), ("data", Some(false)), ("promql", Some(true))];
-        let backend = |text: &str| backends.iter().find(|(name, _)| *name == text).map(|(_, promql)| *promql);
+        let tls = [("1.2", false), ("1.3", true)];
         let number = |text: &str| text.parse().ok().filter(|n| (1..=64).contains(n));
+        // A filter that the name goes into knows no escapes.
+        let cluster = |text: &str| checked(text, 253, |c| !c.is_control() && !['\'', '"', '\\'].contains(&c));
+        let service = |text: &str| checked(text, 63, |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
         let mut env = Reader { variable: &variable, mistakes: Vec::new() };
         let config = Self {
             endpoint: env.parse("SDC_ENDPOINT", ENDPOINT, endpoint).unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
             token: env.token(),
             cluster: env.parse("CLUSTER_NAME", CLUSTER, cluster).filter(|name| name != PLACEHOLDER_CLUSTER),
-            promql: env.parse("SDC_BACKEND", "auto, data or promql", backend).flatten(),
+            promql: env.parse("SDC_BACKEND", "auto, data or promql", |text| named(&backends, text)).flatten(),
             sysdig_ca_file: env.path("SDC_CA_FILE"),
             sysdig_timeout: env.duration("SDC_TIMEOUT", ["100ms", "30s"], "5s"),
             max_concurrent: env.parse("SDC_MAX_CONCURRENT", "a number from 1 to 64", number).unwrap_or(4),
@@ -101,8 +99,8 @@ impl Config {
             max_age: env.duration("MAX_AGE", ["60s", "1h"], "120s"),
             listen: env.parse("LISTEN_ADDR", ADDRESS, |text| text.parse().ok()),
             tls_files: env.tls_files(),
-            tls13_only: env.parse("TLS_MIN_VERSION", TLS, |it| TLS.split(" or ").position(|v| v == it)) == Some(1),
-            socket_dir: env.path("SOCKET_DIR").unwrap_or_else(std::env::temp_dir),
+            tls13_only: env.parse("TLS_MIN_VERSION", "1.2 or 1.3", |text| named(&tls, text)).unwrap_or_default(),
+            socket_dir: env.path("SOCKET_DIR").unwrap_or_else(env::temp_dir),
             kubernetes: env.kubernetes(),
             service_account_dir: env.path("SERVICE_ACCOUNT_DIR").unwrap_or_else(|| SERVICE_ACCOUNT.into()),
             service_name: env.parse("SERVICE_NAME", "a Service's name", service).unwrap_or_else(|| "api".to_owned()),
@@ -119,13 +117,8 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// The variable's text; an empty one counts as not set, as `value: ""` in a manifest means it.
     fn text(&mut self, name: &str) -> Option<String> {
-        match (self.variable)(name)? {
-            Ok(text) => Some(text.trim().to_owned()).filter(|text| !text.is_empty()),
-            Err(mistake) => {
-                self.mistakes.push(format!("{name} {mistake}"));
-                None
-            }
-        }
+        let text = (self.variable)(name)?.map_err(|mistake| self.mistakes.push(format!("{name} {mistake}"))).ok()?;
+        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
     }
 
     /// The text is shown when it is not `right`, so secrets go another way.
@@ -139,9 +132,9 @@ impl Reader<'_> {
     }
 
     fn duration(&mut self, name: &str, [least, most]: [&str; 2], default: &str) -> Duration {
-        let found = self.parse(name, &format!("a duration from {least} to {most}"), |text| {
-            duration(text).filter(|found| (duration(least)..=duration(most)).contains(&Some(*found)))
-        });
+        let range = duration(least)..=duration(most);
+        let right = format!("a duration from {least} to {most}");
+        let found = self.parse(name, &right, |text| duration(text).filter(|found| range.contains(&Some(*found))));
         found.or_else(|| duration(default)).unwrap_or_default()
     }
 
@@ -176,9 +169,8 @@ impl Reader<'_> {
     }
 }
 
-fn service(text: &str) -> Option<String> {
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    (text.len() <= 63 && text.bytes().all(fits)).then(|| text.to_owned())
+fn checked(text: &str, longest: usize, allowed: impl Fn(char) -> bool) -> Option<String> {
+    (text.len() <= longest && text.chars().all(allowed)).then(|| text.to_owned())
 }
 
 /// A host for an URL; a bare IPv6 address gets its brackets.
@@ -187,10 +179,7 @@ fn host(text: &str) -> Option<String> {
     match bare.parse::<IpAddr>() {
         Ok(IpAddr::V6(address)) => Some(format!("[{address}]")),
         Ok(IpAddr::V4(address)) => Some(address.to_string()),
-        Err(_) => {
-            let fits = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
-            ((1..=253).contains(&text.len()) && text.bytes().all(fits)).then(|| text.to_owned())
-        }
+        Err(_) => checked(text, 253, |c| c.is_ascii_alphanumeric() || "-._".contains(c)).filter(|it| !it.is_empty()),
     }
 }
 
@@ -199,34 +188,31 @@ fn endpoint(text: &str) -> Option<String> {
     let (scheme, rest) = text.split_once("://")?;
     let rest = rest.trim_end_matches('/');
     let rest = rest.strip_suffix("/api").unwrap_or(rest).trim_end_matches('/');
-    let (authority, path) = rest.split_once('/').map_or((rest, None), |(authority, path)| (authority, Some(path)));
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let slash = if path.is_empty() { "" } else { "/" };
     let (name, number) = match authority.rsplit_once(':') {
         Some((name, digits)) if !digits.ends_with(']') => (name, format!(":{}", digits.parse::<NonZeroU16>().ok()?)),
         _ => (authority, String::new()),
     };
     let host = host(name)?;
-    let path = path.map_or_else(String::new, |path| format!("/{path}"));
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
     let loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
     let scheme = scheme.to_ascii_lowercase();
-    let fits = path.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~/".contains(&b))
-        && (scheme == "https" || (scheme == "http" && loopback));
-    fits.then(|| format!("{scheme}://{host}{number}{path}"))
-}
-
-/// It goes into a filter that knows no escapes.
-fn cluster(text: &str) -> Option<String> {
-    let fits = text.len() <= 253 && !text.chars().any(|c| c.is_control() || matches!(c, '\'' | '"' | '\\'));
-    fits.then(|| text.to_owned())
+    let fits = scheme == "https" || (scheme == "http" && loopback);
+    let path = checked(path, usize::MAX, |c| c.is_ascii_alphanumeric() || "-._~/".contains(c)).filter(|_| fits)?;
+    Some(format!("{scheme}://{host}{number}{slash}{path}"))
 }
 
 /// One number with one unit: `500ms`, `5s`, `2m`, `1h`.
 pub(crate) fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
-    let number: u64 = number.parse().ok()?;
-    let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
-    let (_, millis) = units.iter().find(|(name, _)| *name == unit)?;
-    number.checked_mul(*millis).map(Duration::from_millis)
+    let millis = named(&[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)], unit)?;
+    number.parse::<u64>().ok()?.checked_mul(millis).map(Duration::from_millis)
+}
+
+/// The value that stands in a table under a name.
+fn named<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
+    table.iter().find(|(it, _)| *it == name).map(|(_, value)| *value)
 }
 
 #[cfg(test)]

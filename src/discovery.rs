@@ -49,35 +49,31 @@ pub(crate) fn api_resource_list(version: &str, metrics: &[String]) -> String {
     if names.is_empty() {
         names = well_known().collect();
     }
-    let mut list =
+    let start =
         format!(r#"{{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"{GROUP}/{version}","resources":["#);
     let all = Resource::ALL.iter().flat_map(|resource| names.iter().map(|(_, name)| entry(resource, name)));
-    for (index, entry) in all.enumerate() {
-        if list.len() + entry.len() + 3 > MAX_BODY {
-            break;
-        }
-        list.push_str(if index == 0 { "" } else { "," });
-        list.push_str(&entry);
-    }
-    list + "]}"
+    let mut length = start.len() + "]}".len();
+    let fitting = all.take_while(|entry| {
+        length += entry.len() + 1;
+        length <= MAX_BODY
+    });
+    start + &fitting.collect::<Vec<_>>().join(",") + "]}"
 }
 
 pub(crate) const OPENAPI_V2: &str = include_str!("openapi-v2.json");
 
 /// Source: <https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/2896-openapi-v3>.
 pub(crate) fn openapi_v3_index() -> Value {
-    let [v1beta2, v1beta1] = VERSIONS.map(|version| {
-        let hash = etag(openapi_v3(version).as_bytes()).replace('"', "");
-        json!({ "serverRelativeURL": format!("/openapi/v3/apis/{GROUP}/{version}?hash={hash}") })
+    let paths = VERSIONS.map(|version| {
+        let (path, hash) = (format!("apis/{GROUP}/{version}"), etag(openapi_v3(version).as_bytes()).replace('"', ""));
+        let url = format!("/openapi/v3/{path}?hash={hash}");
+        (path, json!({ "serverRelativeURL": url }))
     });
-    json!({ "paths": { "apis/custom.metrics.k8s.io/v1beta1": v1beta1, "apis/custom.metrics.k8s.io/v1beta2": v1beta2 } })
+    json!({ "paths": serde_json::Map::from_iter(paths) })
 }
 
 pub(crate) fn openapi_v3(version: &str) -> &'static str {
-    match version {
-        "v1beta1" => include_str!("openapi-v3-v1beta1.json"),
-        _ => include_str!("openapi-v3-v1beta2.json"),
-    }
+    if version == "v1beta1" { include_str!("openapi-v3-v1beta1.json") } else { include_str!("openapi-v3-v1beta2.json") }
 }
 
 const LIST: &str = "APIGroupDiscoveryList";

@@ -2,45 +2,36 @@
 //! A worker never waits for an upstream, so that health and discovery are answered at once whatever Sysdig does.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use std::{process, thread};
+use std::{path::Path, process, thread};
 
 use tiny_http::{Header, Request, Server};
 
-use crate::api::Response;
-use crate::auth::User;
-use crate::config::Secret;
-use crate::error::refusal;
 use crate::handler::{Asked, Class, Handler};
-use crate::lock;
-use crate::route::percent_decode;
+use crate::{api::Response, auth::User, config::Secret, error::refusal, lock, route::percent_decode};
 
 const WORKERS: usize = 2;
 /// What waits for longer than this has a caller who gave up.
 const PATIENCE: Duration = Duration::from_secs(10);
 const STACK: usize = 512 * 1024;
 
-struct Job {
-    request: Request,
-    asked: Asked,
-    since: Instant,
-}
+/// What must wait, and since when it does.
+type Job = (Request, Asked, Instant);
 
 pub(crate) fn start(handler: &Arc<Handler>, sockets: &[(Class, &Path)], threads: usize) -> Result<(), String> {
     let (queue, jobs) = sync_channel(threads * 8);
     let jobs = Arc::new(Mutex::new(jobs));
     for _ in 0..threads {
-        let (handler, jobs) = (Arc::clone(handler), Arc::clone(&jobs));
+        let (handler, jobs) = (handler.clone(), jobs.clone());
         spawn("slow", move || while work(&handler, &jobs).is_some() {})?;
     }
     for &(class, path) in sockets {
         let server = Server::http_unix(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let server = Arc::new(server);
         for _ in 0..WORKERS {
-            let (handler, server, queue) = (Arc::clone(handler), Arc::clone(&server), queue.clone());
+            let (handler, server, queue) = (handler.clone(), server.clone(), queue.clone());
             spawn("worker", move || {
                 while let Ok(request) = server.recv() {
                     dispatch(&handler, class, request, &queue);
@@ -64,17 +55,17 @@ fn dispatch(handler: &Handler, class: Class, request: Request, queue: &SyncSende
     if let Some(response) = guarded(|| handler.answer(&asked, false)) {
         return respond(request, response);
     }
-    let job = Job { request, asked, since: Instant::now() };
-    if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = queue.try_send(job) {
-        respond(job.request, overloaded());
+    let refused = queue.try_send((request, asked, Instant::now())).err();
+    if let Some(TrySendError::Full((request, ..)) | TrySendError::Disconnected((request, ..))) = refused {
+        respond(request, overloaded());
     }
 }
 
 /// Does one job; None when there will be no more.
 fn work(handler: &Handler, jobs: &Mutex<Receiver<Job>>) -> Option<()> {
-    let job = lock(jobs).recv().ok()?;
-    let answer = if job.since.elapsed() > PATIENCE { None } else { guarded(|| handler.answer(&job.asked, true)) };
-    respond(job.request, answer.unwrap_or_else(overloaded));
+    let (request, asked, since) = lock(jobs).recv().ok()?;
+    let answer = if since.elapsed() > PATIENCE { None } else { guarded(|| handler.answer(&asked, true)) };
+    respond(request, answer.unwrap_or_else(overloaded));
     Some(())
 }
 
@@ -90,18 +81,12 @@ fn overloaded() -> Response {
 }
 
 fn asked(class: Class, request: &Request) -> Asked {
-    let values = |name: &'static str| {
-        let found = request.headers().iter().filter(move |header| header.field.equiv(name));
-        found.map(|header| header.value.as_str())
-    };
-    let decoded = |text: &str| percent_decode(text, false);
+    let values = |name| request.headers().iter().filter(move |it| it.field.equiv(name)).map(|it| it.value.as_str());
     let first = |name| values(name).next().map(str::to_owned);
-    let mut user = User {
-        name: values("X-Remote-User").next().and_then(decoded).unwrap_or_default(),
-        uid: values("X-Remote-Uid").next().and_then(decoded).unwrap_or_default(),
-        groups: values("X-Remote-Group").filter_map(decoded).collect(),
-        ..User::default()
-    };
+    let decoded = |text: &str| percent_decode(text, false);
+    let named = |name| values(name).next().and_then(decoded).unwrap_or_default();
+    let groups = values("X-Remote-Group").filter_map(decoded).collect();
+    let mut user = User { name: named("X-Remote-User"), uid: named("X-Remote-Uid"), groups, ..User::default() };
     for header in request.headers() {
         let name = header.field.as_str().as_str().to_ascii_lowercase();
         let Some(key) = name.strip_prefix("x-remote-extra-") else { continue };
@@ -124,10 +109,8 @@ fn respond(request: Request, response: Response) {
     let answer = tiny_http::Response::from_data(response.body).with_status_code(response.status);
     let mut answer = answer.with_chunked_threshold(usize::MAX);
     let common = [("Content-Type", response.content_type), ("Cache-Control", "no-cache, private".to_owned())];
-    for (name, value) in common.into_iter().chain(response.headers) {
-        if let Ok(header) = Header::from_bytes(name, value) {
-            answer.add_header(header);
-        }
+    for header in common.into_iter().chain(response.headers).flat_map(|(name, value)| Header::from_bytes(name, value)) {
+        answer.add_header(header);
     }
     request.respond(answer).unwrap_or_else(|error| log::debug!("an answer could not be sent: {error}"));
 }
