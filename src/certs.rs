@@ -66,16 +66,12 @@ impl Keeper {
     fn round(&self) -> Result<(), Error> {
         let kept = self.kept(unix_now())?;
         let published = self.publish(&kept.authority);
-        match &published {
-            Ok(true) => thread::sleep(PUBLISH),
-            // What is in use may be all that the API server trusts; at the start there is nothing to lose.
-            Err(error) if error.reason != Reason::ForeignSlot && self.serving.is_settled() => {
-                return published.map(drop);
-            }
-            _ => {}
+        let failed = published.as_ref().is_err_and(|error| error.reason != Reason::ForeignSlot);
+        // What is in use may be all that the API server trusts; at the start there is nothing to lose.
+        if !failed || !self.serving.is_settled() {
+            self.serving.replace(certified_key(kept.chain, kept.key).map_err(broken)?);
         }
-        self.serving.replace(certified_key(kept.chain, kept.key).map_err(broken)?);
-        published.map(drop)
+        published
     }
 
     /// What lies in the Secret, made anew when it is missing, unusable or due.
@@ -108,11 +104,13 @@ impl Keeper {
         names.into_iter().chain(["localhost".to_owned()]).collect()
     }
 
-    /// Makes our APIServices trust `authority`; true if one of them had to be changed that trusted another.
-    fn publish(&self, authority: &str) -> Result<bool, Error> {
+    /// Makes our APIServices trust `authority`, and gives the news its time where one of them trusted another.
+    fn publish(&self, authority: &str) -> Result<(), Error> {
         let results = VERSIONS.map(|version| self.publish_one(&format!("{version}.{GROUP}"), authority));
-        let changed = results.contains(&Ok(true));
-        results.into_iter().find(Result::is_err).unwrap_or(Ok(changed))
+        if results.contains(&Ok(true)) {
+            thread::sleep(PUBLISH);
+        }
+        results.into_iter().try_for_each(|result| result.map(drop))
     }
 
     fn publish_one(&self, name: &str, authority: &str) -> Result<bool, Error> {
@@ -193,20 +191,18 @@ impl Kept {
         let mut authority = params("sysdig-metrics-adapter-ca", &[], now, AUTHORITY_DAYS).map_err(text)?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         let mut made = old.unwrap_or_default();
-        let before = certificates(&made.authority).ok().filter(|_| now < made.renew_authority);
-        let kept = before.and_then(|_| PrivateKeyDer::from_pem_slice(made.authority_key.as_bytes()).ok());
-        let issuer = match kept.and_then(|der| KeyPair::try_from(&der).ok()) {
-            Some(key) => Issuer::new(authority, key),
-            None => {
-                let key = KeyPair::generate().map_err(text)?;
-                let before = certificates(&made.authority).ok().and_then(|list| list.into_iter().next());
-                let new = authority.self_signed(&key).map_err(text)?;
-                made.authority = iter::once(new.der()).chain(&before).map(|der| pem("CERTIFICATE", der)).collect();
-                made.authority_key = pem("PRIVATE KEY", &key.serialize_der());
-                made.renew_authority = now + AUTHORITY_DAYS * DAY * 2 / 3;
-                Issuer::new(authority, key)
-            }
-        };
+        let before = certificates(&made.authority).unwrap_or_default();
+        let due = before.is_empty() || now >= made.renew_authority;
+        let kept = PrivateKeyDer::from_pem_slice(made.authority_key.as_bytes()).ok().filter(|_| !due);
+        let kept = kept.and_then(|der| KeyPair::try_from(&der).ok());
+        let (anew, key) = (kept.is_none(), kept.map_or_else(KeyPair::generate, Ok).map_err(text)?);
+        if anew {
+            let new = authority.self_signed(&key).map_err(text)?;
+            made.authority = iter::once(new.der()).chain(before.first()).map(|der| pem("CERTIFICATE", der)).collect();
+            made.authority_key = pem("PRIVATE KEY", &key.serialize_der());
+            made.renew_authority = now + AUTHORITY_DAYS * DAY * 2 / 3;
+        }
+        let issuer = Issuer::new(authority, key);
         let key = KeyPair::generate().map_err(text)?;
         let mut params = params("sysdig-metrics-adapter", names, now, CERTIFICATE_DAYS).map_err(text)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

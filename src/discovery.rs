@@ -3,7 +3,7 @@
 //! Sources: <https://kubernetes.io/docs/concepts/overview/kubernetes-api/#discovery-api> and
 //! <https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/3352-aggregated-discovery>.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hasher};
 
 use serde_json::{Value, json};
@@ -76,7 +76,6 @@ pub(crate) fn openapi_v3(version: &str) -> &'static str {
     if version == "v1beta1" { include_str!("openapi-v3-v1beta1.json") } else { include_str!("openapi-v3-v1beta2.json") }
 }
 
-const LIST: &str = "APIGroupDiscoveryList";
 /// Media ranges of an `Accept` header that are looked at; clients send three.
 const MAX_RANGES: usize = 64;
 
@@ -120,22 +119,16 @@ fn forms(accept: Option<&str>) -> impl Iterator<Item = (f32, Form)> {
 fn parse_range(text: &str) -> Option<(f32, Form)> {
     let mut parts = text.split(';').map(str::trim);
     let essence = parts.next()?.to_ascii_lowercase();
-    let (mut quality, mut special) = (1.0, [None; 3]);
-    for part in parts {
-        let (key, value) = part.split_once('=').unwrap_or((part, ""));
-        let value = value.trim().trim_matches('"');
-        match key.trim().to_ascii_lowercase().as_str() {
-            "q" => quality = value.parse().ok().filter(|weight| (0.0..=1.0).contains(weight))?,
-            "g" => special[0] = Some(value),
-            "v" => special[1] = Some(value),
-            "as" => special[2] = Some(value),
-            _ => {}
-        }
-    }
+    let pairs = parts.map(|part| part.split_once('=').unwrap_or((part, "")));
+    let pairs = pairs.map(|(key, value)| (key.trim().to_ascii_lowercase(), value.trim().trim_matches('"')));
+    let parameters: BTreeMap<_, _> = pairs.collect();
+    let [quality, special @ ..] = ["q", "g", "v", "as"].map(|key| parameters.get(key).copied());
+    let quality = quality.unwrap_or("1").parse().ok().filter(|weight| (0.0..=1.0).contains(weight))?;
     let form = match (essence.as_str(), special) {
         ("*/*" | "application/*" | "application/json", [None, None, None]) => Form::Plain,
-        ("application/json", [Some("apidiscovery.k8s.io"), Some("v2"), Some(LIST)]) => Form::Aggregated("v2"),
-        ("application/json", [Some("apidiscovery.k8s.io"), Some("v2beta1"), Some(LIST)]) => Form::Aggregated("v2beta1"),
+        ("application/json", [Some("apidiscovery.k8s.io"), Some(version), Some("APIGroupDiscoveryList")]) => {
+            Form::Aggregated(["v2", "v2beta1"].into_iter().find(|known| *known == version)?)
+        }
         _ => return None,
     };
     Some((quality, form))

@@ -50,12 +50,7 @@ impl<'a> Head<'a> {
             return Err(refusal!(HeadTooLarge, "more than {MOST_HEADERS} headers"));
         }
         let mut head = Self { method, target, headers, keep_alive: newer };
-        match (head.values("host").count(), newer) {
-            (1, _) | (0, false) => {}
-            (count, _) => return Err(refusal!(InvalidRequest, "there must be one Host header, not {count}")),
-        }
-        head.check_body()?;
-        head.check_connection()?;
+        head.check()?;
         Ok(head)
     }
 
@@ -90,18 +85,21 @@ impl<'a> Head<'a> {
         self.headers.iter().filter(move |(n, _)| n == name).map(|(_, value)| *value)
     }
 
-    fn check_body(&self) -> Result<(), Error> {
-        let length = self.values("content-length").any(|value| value != b"0");
-        if !length && self.values("transfer-encoding").next().is_none() {
-            return Ok(());
+    /// What the headers say about the body and the connection.
+    fn check(&mut self) -> Result<(), Error> {
+        let hosts = self.values("host").count();
+        if hosts > 1 || (hosts == 0 && self.keep_alive) {
+            return Err(refusal!(InvalidRequest, "there must be one Host header, not {hosts}"));
         }
-        if matches!(self.method, "GET" | "HEAD") {
+        let length = self.values("content-length").any(|value| value != b"0");
+        let body = length || self.values("transfer-encoding").next().is_some();
+        if body && matches!(self.method, "GET" | "HEAD") {
             return Err(refusal!(InvalidRequest, "a request body (Content-Length, Transfer-Encoding) is not accepted"));
         }
-        Err(refusal!(MethodNotAllowed, "{} is not allowed: metrics are read-only, use GET", quoted(self.method)))
-    }
-
-    fn check_connection(&mut self) -> Result<(), Error> {
+        if body {
+            let method = quoted(self.method);
+            return Err(refusal!(MethodNotAllowed, "{method} is not allowed: metrics are read-only, use GET"));
+        }
         let options = self.values("connection").flat_map(|value| value.split(|&byte| byte == b','));
         let options: Vec<_> = options.map(|option| option.trim_ascii().to_ascii_lowercase()).collect();
         let asks = |option: &str| options.iter().any(|it| it == option.as_bytes());
