@@ -3,19 +3,17 @@
 //! <https://kubernetes.io/docs/reference/kubernetes-api/authorization-resources/subject-access-review-v1/>.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
-
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use ureq::http::Method;
 
 use crate::error::{Error, refusal};
 use crate::handler::{Stop, WAIT};
 use crate::kube::{FULL, Kube, unavailable};
 use crate::route::{GROUP, Read, Route};
 use crate::{lock, tls::sha256};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use ureq::http::Method;
 
 const AUTHENTICATED: &str = "system:authenticated";
 const MASTERS: &str = "system:masters";
@@ -49,7 +47,7 @@ pub(crate) struct Auth {
     tokens: Memory<Option<User>>,
     /// Why a request is denied; None if it is allowed.
     decisions: Memory<Option<String>>,
-    refreshes: SyncSender<(Digest, Value)>,
+    refreshes: mpsc::SyncSender<(Digest, Value)>,
 }
 
 impl User {
@@ -65,7 +63,7 @@ impl User {
 
 impl Auth {
     pub(crate) fn start(kube: Arc<Kube>) -> Arc<Self> {
-        let (refreshes, wanted) = sync_channel(REFRESHES);
+        let (refreshes, wanted) = mpsc::sync_channel(REFRESHES);
         let auth = Arc::new(Self { kube, tokens: Mutex::default(), decisions: Mutex::default(), refreshes });
         let refresher = Arc::downgrade(&auth);
         std::thread::spawn(move || {
@@ -239,7 +237,7 @@ mod tests {
 
     #[test]
     fn an_allowance_in_use_is_asked_for_again_before_it_ends_and_a_denial_is_not() {
-        let (refreshes, wanted) = sync_channel(REFRESHES);
+        let (refreshes, wanted) = mpsc::sync_channel(REFRESHES);
         let kube = Arc::new(Kube::new(&crate::config::Config::read(|_| None).unwrap()));
         let auth = Auth { kube, tokens: Mutex::default(), decisions: Mutex::default(), refreshes };
         let (now, spec) = (Instant::now(), json!({}));

@@ -5,18 +5,16 @@
 
 use std::{iter, sync::Arc, thread, time::Duration};
 
+use crate::error::{Error, Reason, refusal};
+use crate::kube::{FULL, Kube};
+use crate::tls::{Serving, anchors, base64, certificates, certified_key, decode_base64, pem};
+use crate::{changes::Changes, route::GROUP, route::VERSIONS, timestamp::unix_now};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use rustls::sign::CertifiedKey;
 use serde_json::{Value, json};
 use ureq::http::Method;
 use webpki::{EndEntityCert, KeyUsage};
-
-use crate::error::{Error, Reason, refusal};
-use crate::kube::{FULL, Kube};
-use crate::route::{GROUP, VERSIONS};
-use crate::tls::{Serving, anchors, base64, certificates, certified_key, decode_base64, pem};
-use crate::{changes::Changes, timestamp::unix_now};
 
 const SECRET: &str = "custom-metrics-apiserver-certificate";
 const DAY: u64 = 86_400;

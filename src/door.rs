@@ -7,19 +7,15 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
-use std::sync::{Arc, atomic::Ordering};
 use std::time::{Duration, Instant};
-use std::{path::PathBuf, thread};
+use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc, sync::atomic::Ordering, thread};
 
-use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::{ServerConfig, ServerConnection, Stream};
-
-use crate::api::Response;
 use crate::connections::{Connections, Ticket};
 use crate::error::{Error, refusal};
-use crate::head::{self, Head};
 use crate::requestheader::{RequestHeader, Trust};
+use crate::{api::Response, head, head::Head};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::{ServerConfig, ServerConnection, Stream};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(10);

@@ -5,10 +5,9 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::{der::common_name, head::IdentityHeaders, lock, tls};
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
-
-use crate::{der::common_name, head::IdentityHeaders, lock, tls};
 
 #[derive(Debug)]
 pub struct RequestHeader {

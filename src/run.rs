@@ -1,23 +1,18 @@
 //! The life of the process: settings, start, work, drain, end.
 
-use std::fs::{self, DirBuilder};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
-use std::{env, process::ExitCode, thread, time::Duration};
+use std::sync::{Arc, RwLock, atomic::AtomicBool, atomic::Ordering};
+use std::{env, fs, process::ExitCode, thread, time::Duration};
 
-use signal_hook::{consts, flag};
-
-use crate::config::Config;
 use crate::handler::{Class, Handler, resource_lists};
-use crate::timestamp::{rfc3339, unix_now};
 use crate::tls::{Serving, certified_key, server_config};
-use crate::{auth::Auth, certs::Keeper, changes::Changes, connections::Connections, door::Door, error::Reason};
-use crate::{kube::Kube, readings::Readings, requestheader::Trust, server, sysdig::Sysdig};
+use crate::{auth::Auth, certs::Keeper, changes::Changes, config::Config, connections::Connections, door::Door};
+use crate::{error::Reason, kube::Kube, readings::Readings, requestheader::Trust, server, sysdig::Sysdig, timestamp};
+use signal_hook::{consts, flag};
 
 const PORT: u16 = 10250;
 /// Kubernetes goes on sending requests to an ending pod until every node knows that it ends.
@@ -51,7 +46,7 @@ fn start_log() {
     let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
     log.format(|out, record| {
         let text: String = record.args().to_string().chars().map(visible).collect();
-        writeln!(out, "{} {} {text}", rfc3339(unix_now()), record.level())
+        writeln!(out, "{} {} {text}", timestamp::rfc3339(timestamp::unix_now()), record.level())
     });
     log.init();
 }
@@ -190,7 +185,7 @@ impl Sockets {
     fn create(parent: &Path) -> io::Result<Self> {
         let unique = RandomState::new().hash_one(std::process::id());
         let directory = parent.join(format!("sysdig-metrics-adapter-{unique:016x}"));
-        let made = DirBuilder::new().mode(0o700).create(&directory);
+        let made = fs::DirBuilder::new().mode(0o700).create(&directory);
         made.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", directory.display())))?;
         Ok(Self(directory))
     }

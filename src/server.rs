@@ -7,10 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{path::Path, process, thread};
 
-use tiny_http::{Header, Request, Server};
-
 use crate::handler::{Asked, Class, Handler};
 use crate::{api::Response, auth::User, config::Secret, error::refusal, lock, route::percent_decode};
+use tiny_http::{Header, Request, Server};
 
 const WORKERS: usize = 2;
 /// What waits for longer than this has a caller who gave up.

@@ -1,9 +1,9 @@
 //! TLS both ways: certificates, PEM in and out, and the one place where an HTTP client is made.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, atomic::AtomicBool, atomic::Ordering};
 use std::time::Duration;
 
+use crate::lock;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{self, WebPkiSupportedAlgorithms, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime, pem::PemObject};
@@ -14,8 +14,6 @@ use rustls::{
 };
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Proxy};
-
-use crate::lock;
 
 /// SHA-256, for what must not be kept or guessed.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
