@@ -133,11 +133,9 @@ impl Keeper {
             return Err(refusal!(ForeignSlot, "{what} and is left alone"));
         }
         if service.pointer("/spec/insecureSkipTLSVerify") == Some(&Value::Bool(true)) {
-            return Err(refusal!(
-                ForeignSlot,
-                "APIService {name} does not verify the adapter's certificate; mend: kubectl patch apiservice {name} \
-                 --type=json -p='[{{\"op\":\"remove\",\"path\":\"/spec/insecureSkipTLSVerify\"}}]'"
-            ));
+            let what = format!("APIService {name} does not verify the adapter's certificate");
+            let patch = r#"--type=json -p='[{"op":"remove","path":"/spec/insecureSkipTLSVerify"}]'"#;
+            return Err(refusal!(ForeignSlot, "{what}; mend: kubectl patch apiservice {name} {patch}"));
         }
         let old = decode_base64(text("/spec/caBundle")).and_then(|pem| certificates(pem).ok()).unwrap_or_default();
         let ours = certificates(authority).map_err(broken)?;

@@ -11,8 +11,6 @@ const ENDING: Duration = Duration::from_secs(1);
 
 pub(crate) struct Connections {
     places: usize,
-    /// The other places are for connections that were closed and whose threads still end.
-    capacity: usize,
     live: Mutex<Live>,
     gone: Condvar,
     /// Answers are the last of their connections; see [`Self::close_idle`].
@@ -37,15 +35,15 @@ pub(crate) struct Ticket(Arc<Connections>, u64);
 
 impl Connections {
     pub(crate) fn new(places: usize) -> Self {
-        let capacity = places - (places / 4).clamp(1, places);
-        Self { places, capacity, live: Mutex::default(), gone: Condvar::new(), draining: AtomicBool::new(false) }
+        Self { places, live: Mutex::default(), gone: Condvar::new(), draining: AtomicBool::new(false) }
     }
 
     /// Takes a place. When all are taken, the oldest connection that proved nothing is closed for the new one: nobody
     /// can be kept out by silent peers. None if only verified peers hold them, or too many that were closed do not end.
     pub(crate) fn admit(self: &Arc<Self>, stream: &Arc<TcpStream>) -> Option<Ticket> {
         let mut live = lock(&self.live);
-        if live.entries.len() >= self.capacity {
+        // The other places are for connections that were closed and whose threads still end.
+        if live.entries.len() >= self.places - (self.places / 4).clamp(1, self.places) {
             let oldest = *live.entries.iter().find(|(_, entry)| !entry.verified)?.0;
             let _ = live.entries.remove(&oldest)?.stream.shutdown(Shutdown::Both);
         }

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock, atomic::AtomicBool, atomic::Ordering};
 use std::{env, fs, process::ExitCode, thread, time::Duration};
 
+use crate::error::{Reason, refusal};
 use crate::handler::{Class, Handler, resource_lists};
 use crate::tls::{Serving, certified_key, server_config};
 use crate::{auth::Auth, certs::Keeper, changes::Changes, config::Config, connections::Connections, door::Door};
-use crate::{error::Reason, kube::Kube, readings::Readings, requestheader::Trust, server, sysdig::Sysdig, timestamp};
+use crate::{kube::Kube, readings::Readings, requestheader::Trust, server, sysdig::Sysdig, timestamp};
 use signal_hook::{consts, flag};
 
 const PORT: u16 = 10250;
@@ -30,13 +31,11 @@ const MOST_CONNECTIONS: usize = 512;
 pub fn run() -> ExitCode {
     start_log();
     let variable = |name: &str| Some(env::var_os(name)?.into_string().map_err(|_| "is not UTF-8".to_owned()));
-    let prepared =
-        Config::read(variable).and_then(|config| Ok((Sysdig::new(&config).map_err(|mistake| vec![mistake])?, config)));
-    let (mistakes, code) = match prepared.map(|(sysdig, config)| work(&config, sysdig)) {
-        Ok(Ok(())) => return ExitCode::SUCCESS,
-        Ok(Err(mistake)) => (vec![mistake], 1),
-        Err(mistakes) => (mistakes, 2),
-    };
+    let done = Config::read(variable).map_err(|mistakes| (2, mistakes)).and_then(|config| {
+        let sysdig = Sysdig::new(&config).map_err(|mistake| (2, vec![mistake]))?;
+        work(&config, sysdig).map_err(|mistake| (1, vec![mistake]))
+    });
+    let Err((code, mistakes)) = done else { return ExitCode::SUCCESS };
     mistakes.iter().for_each(|mistake| log::error!("{mistake}"));
     ExitCode::from(code)
 }
@@ -130,30 +129,26 @@ fn every([period, retry]: [u64; 2], mut work: impl FnMut() -> bool + Send + 'sta
 /// The serving certificate: from files, which are followed, or kept by [`Keeper`].
 fn serve_certificate(config: &Config, kube: &Arc<Kube>, changes: &Arc<Changes>) -> Result<Arc<Serving>, String> {
     let serving = Arc::new(Serving::default());
-    let follower = serving.clone();
+    let (follower, changes) = (serving.clone(), changes.clone());
     let Some((chain, key)) = config.tls_files.clone() else {
-        let (kube, changes, namespace) = (kube.clone(), changes.clone(), kube.own_namespace());
+        let (kube, namespace) = (kube.clone(), kube.own_namespace());
         let keeper = Keeper { kube, serving: follower, changes, service: config.service_name.clone(), namespace };
         serving.replace(keeper.temporary()?);
         every([60, 5], move || keeper.keep());
         return Ok(serving);
     };
-    let read = |path: &Path| fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
-    let mut known = None;
+    let mut known = Vec::new();
     let mut load = move || {
-        let files = read(&chain).and_then(|chain| Ok((chain, read(&key)?)));
-        if known.as_ref() == Some(&files) {
-            return true;
+        let read = |path: &Path| fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+        let pair = read(&chain).and_then(|chain| certified_key(chain, read(&key)?));
+        let pair = pair.map_err(|mistake| refusal!(NotConfigured, "{} is not used: {mistake}", chain.display()));
+        changes.note("serving certificate", &pair);
+        if let Some(pair) = pair.ok().filter(|pair| pair.cert != known) {
+            known.clone_from(&pair.cert);
+            follower.replace(pair);
+            follower.settle();
+            log::info!("serving certificate {} is in use", chain.display());
         }
-        match files.clone().and_then(|(chain, key)| certified_key(chain, key)) {
-            Ok(made) => {
-                follower.replace(made);
-                follower.settle();
-                log::info!("serving certificate {} is in use", chain.display());
-            }
-            Err(mistake) => log::warn!("serving certificate {} is not used: {mistake}", chain.display()),
-        }
-        known = Some(files);
         true
     };
     load();
