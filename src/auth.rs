@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use ureq::http::Method;
 
-const AUTHENTICATED: &str = "system:authenticated";
 const TOKEN: Duration = Duration::from_secs(10);
 const ALLOW: Duration = Duration::from_secs(60);
 const DENY: Duration = Duration::from_secs(10);
@@ -53,8 +52,9 @@ impl User {
     /// Every authenticated user is also one of this group; the aggregator does not always say so.
     #[must_use]
     pub(crate) fn authenticated(mut self) -> Self {
-        if !self.groups.iter().any(|group| group == AUTHENTICATED) {
-            self.groups.push(AUTHENTICATED.to_owned());
+        let group = "system:authenticated".to_owned();
+        if !self.groups.contains(&group) {
+            self.groups.push(group);
         }
         self
     }

@@ -5,8 +5,7 @@ use std::{collections::BTreeMap, mem, sync::Mutex};
 use crate::error::{Error, Reason};
 use crate::lock;
 
-/// The last known state of each thing that can fail.
-/// Each with the reason it fails for, if it does, and how often it did so far.
+/// Of each thing: the reason it fails for, if it does, and how often it did so far.
 #[derive(Debug, Default)]
 pub(crate) struct Changes(Mutex<BTreeMap<&'static str, (Option<Reason>, u64)>>);
 

@@ -45,7 +45,6 @@ pub enum TokenSource {
     Missing,
 }
 
-/// All settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `SDC_ENDPOINT` without `/api` and without trailing slash: `https://app.sysdigcloud.com`.

@@ -15,41 +15,33 @@ const IA5_STRING: u8 = 0x16;
 /// Go's crypto/x509 picks it. None if there is none or the encoding is broken.
 pub fn common_name(subject: &[u8]) -> Option<String> {
     let mut found = None;
-    let mut names = subject;
-    while !names.is_empty() {
-        let (mut attributes, rest) = expect(names, SET)?;
-        names = rest;
-        while !attributes.is_empty() {
-            let (attribute, rest) = expect(attributes, SEQUENCE)?;
-            attributes = rest;
-            let (oid, value) = expect(attribute, OBJECT_IDENTIFIER)?;
+    for (set, names) in elements(subject)? {
+        let attributes = elements(names).filter(|list| set == SET && list.iter().all(|(tag, _)| *tag == SEQUENCE))?;
+        for (_, attribute) in attributes {
+            let [(OBJECT_IDENTIFIER, oid), (tag, value)] = *elements(attribute)?.as_slice() else { return None };
             if oid == COMMON_NAME {
-                found = Some(string(value)?);
+                let known = tag == UTF8_STRING || ([PRINTABLE_STRING, IA5_STRING].contains(&tag) && value.is_ascii());
+                found = Some(String::from_utf8(value.to_vec()).ok().filter(|_| known)?);
             }
         }
     }
     found
 }
 
-fn string(bytes: &[u8]) -> Option<String> {
-    let (tag, value, rest) = element(bytes)?;
-    let known = tag == UTF8_STRING || ([PRINTABLE_STRING, IA5_STRING].contains(&tag) && value.is_ascii());
-    String::from_utf8(value.to_vec()).ok().filter(|_| known && rest.is_empty())
-}
-
-fn expect(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
-    element(bytes).filter(|(found, ..)| *found == tag).map(|(_, value, rest)| (value, rest))
-}
-
-/// Tag, value and what follows.
-fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (tag, length, rest) = match *bytes {
-        [tag, length @ 0..=0x7f, ref rest @ ..] => (tag, usize::from(length), rest),
-        [tag, 0x81, length, ref rest @ ..] => (tag, usize::from(length), rest),
-        [tag, 0x82, high, low, ref rest @ ..] => (tag, usize::from(high) << 8 | usize::from(low), rest),
-        _ => return None,
-    };
-    Some((tag, rest.get(..length)?, rest.get(length..)?))
+/// Tag and content of each element.
+fn elements(mut bytes: &[u8]) -> Option<Vec<(u8, &[u8])>> {
+    let mut found = Vec::new();
+    while !bytes.is_empty() {
+        let (tag, length, rest) = match *bytes {
+            [tag, length @ 0..=0x7f, ref rest @ ..] => (tag, usize::from(length), rest),
+            [tag, 0x81, length, ref rest @ ..] => (tag, usize::from(length), rest),
+            [tag, 0x82, high, low, ref rest @ ..] => (tag, usize::from(high) << 8 | usize::from(low), rest),
+            _ => return None,
+        };
+        found.push((tag, rest.get(..length)?));
+        bytes = rest.get(length..)?;
+    }
+    Some(found)
 }
 
 #[cfg(test)]

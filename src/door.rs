@@ -46,28 +46,25 @@ pub(crate) struct Door {
 
 impl Door {
     pub(crate) fn serve(self: &Arc<Self>, listener: &TcpListener) {
-        loop {
-            match listener.accept() {
-                Ok((stream, _)) => self.open(stream),
-                // Out of file descriptors, most likely: connections end all the time.
-                Err(error) => {
-                    log::debug!("accept: {error}");
-                    thread::sleep(Duration::from_millis(20));
-                }
+        for stream in listener.incoming() {
+            if let Err(error) = stream.and_then(|stream| self.open(stream)) {
+                // Out of file descriptors or threads, most likely: connections end all the time.
+                log::debug!("accept: {error}");
+                thread::sleep(Duration::from_millis(20));
             }
         }
     }
 
-    fn open(self: &Arc<Self>, stream: TcpStream) {
+    fn open(self: &Arc<Self>, stream: TcpStream) -> io::Result<()> {
         let (door, stream) = (self.clone(), Arc::new(stream));
-        let Some(ticket) = self.connections.admit(&stream) else { return };
+        let Some(ticket) = self.connections.admit(&stream) else { return Ok(()) };
         let work = move || {
             let end = door.connection(&stream, &ticket);
             end.unwrap_or_else(|error| log::debug!("connection: {error}"));
         };
-        if let Err(error) = thread::Builder::new().name("connection".to_owned()).stack_size(STACK).spawn(work) {
-            log::warn!("a connection was refused, no thread could be started: {error}");
-        }
+        let started = thread::Builder::new().name("connection".to_owned()).stack_size(STACK).spawn(work);
+        let refused = |error: &io::Error| log::warn!("a connection was refused, no thread could be started: {error}");
+        started.map(drop).inspect_err(refused)
     }
 
     fn connection(&self, stream: &TcpStream, ticket: &Ticket) -> io::Result<()> {
@@ -90,7 +87,7 @@ impl Door {
                 Err(refused) => (encode(&refused.response()), false),
             };
             let last = !keep || self.connections.draining.load(Ordering::Relaxed) || Instant::now() >= retire;
-            peer.send(&answer, last)?;
+            peer.send(answer, last)?;
             if last {
                 return peer.close();
             }
@@ -236,13 +233,13 @@ impl Peer<'_> {
         }
     }
 
-    fn send(&mut self, answer: &[u8], last: bool) -> io::Result<()> {
+    fn send(&mut self, mut answer: Vec<u8>, last: bool) -> io::Result<()> {
         self.socket.deadline = Instant::now() + WRITE;
-        let status_line = answer.windows(2).position(|pair| pair == b"\r\n").map_or(0, |at| at + 2);
-        let (start, rest) = answer.split_at_checked(status_line).unwrap_or_default();
-        let whole = [start, if last { &b"Connection: close\r\n"[..] } else { b"" }, rest].concat();
+        let headers = answer.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let close = if last { &b"Connection: close\r\n"[..] } else { b"" };
+        answer.splice(headers..headers, close.iter().copied());
         let mut stream = Stream::new(&mut self.session, &mut self.socket);
-        stream.write_all(&whole)?;
+        stream.write_all(&answer)?;
         stream.flush()
     }
 
