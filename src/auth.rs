@@ -2,10 +2,6 @@
 //! Sources: <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#authenticating-proxy>,
 //! <https://kubernetes.io/docs/reference/kubernetes-api/authorization-resources/subject-access-review-v1/>.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, mpsc};
-use std::time::{Duration, Instant};
-
 use crate::error::{Error, refusal};
 use crate::handler::{Stop, WAIT};
 use crate::kube::{FULL, Kube, unavailable};
@@ -13,6 +9,9 @@ use crate::route::{GROUP, Read, Route};
 use crate::{lock, tls::sha256};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
 use ureq::http::Method;
 
 const TOKEN: Duration = Duration::from_secs(10);

@@ -3,8 +3,6 @@
 //! The authority is published in `caBundle` of our APIServices before a certificate of it is used.
 //! Source: <https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/api-service-v1/>.
 
-use std::{iter, sync::Arc, thread, time::Duration};
-
 use crate::error::{Error, Reason, refusal};
 use crate::kube::{FULL, Kube};
 use crate::tls::{Serving, anchors, base64, certificates, certified_key, decode_base64, pem};
@@ -13,6 +11,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose
 use rustls::pki_types::{PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use rustls::sign::CertifiedKey;
 use serde_json::{Value, json};
+use std::{iter, sync::Arc, thread, time::Duration};
 use ureq::http::Method;
 use webpki::{EndEntityCert, KeyUsage};
 

@@ -1,9 +1,8 @@
 //! Says in the log what changed, and only that: an outage is one line when it starts and one when it ends.
 
-use std::{collections::BTreeMap, mem, sync::Mutex};
-
 use crate::error::{Error, Reason};
 use crate::lock;
+use std::{collections::BTreeMap, mem, sync::Mutex};
 
 /// Of each thing: the reason it fails for, if it does, and how often it did so far.
 #[derive(Debug, Default)]

@@ -1,10 +1,9 @@
 //! Settings from the environment: all of them read once, all mistakes in their syntax reported at once. What can be
 //! mended while the process runs (no token yet, the placeholder cluster name) is kept, and reads say how to mend it.
 
+use crate::error::quoted;
 use std::net::{IpAddr, SocketAddr};
 use std::{env, fmt, num::NonZeroU16, path::PathBuf, time::Duration};
-
-use crate::error::quoted;
 
 pub const PLACEHOLDER_CLUSTER: &str = "YourClusterName";
 

@@ -3,13 +3,11 @@
 //! Sources: <https://kubernetes.io/docs/concepts/overview/kubernetes-api/#discovery-api> and
 //! <https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/3352-aggregated-discovery>.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hasher};
-
-use serde_json::{Value, json};
-
 use crate::promql;
 use crate::route::{GROUP, Resource, VERSIONS, is_metric_id};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hasher};
 
 /// Largest resource list. The aggregator fetches five copies in parallel every 30 seconds, per version.
 const MAX_BODY: usize = 256 * 1024;

@@ -3,19 +3,18 @@
 //! of that moment, opens a Unix socket to the inner server of the request's class, sends the head anew, relays the
 //! answer and goes on: the inner server's pool cannot starve, and nothing can be smuggled behind a request.
 
-use std::hash::{BuildHasher, RandomState};
-use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
-use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc, sync::atomic::Ordering, thread};
-
 use crate::connections::{Connections, Ticket};
 use crate::error::{Error, refusal};
 use crate::requestheader::{RequestHeader, Trust};
 use crate::{api::Response, head, head::Head};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::{ServerConfig, ServerConnection, Stream};
+use std::hash::{BuildHasher, RandomState};
+use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc, sync::atomic::Ordering, thread};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(10);

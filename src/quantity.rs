@@ -3,9 +3,8 @@
 //! or turns a non-zero number into zero: what does not fit is an error.
 //! Source: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>.
 
-use std::fmt;
-
 use crate::error::Reason;
+use std::fmt;
 
 /// An autoscaler computes in thousandths held in 64 bits; a quantity beyond that would be cut there.
 const MAX_NANOS: i128 = i64::MAX as i128 * 1_000_000;

@@ -2,11 +2,10 @@
 //! Whose certificate counts stands in ConfigMap kube-system/extension-apiserver-authentication.
 //! Source: <https://kubernetes.io/docs/tasks/extend-kubernetes/configure-aggregation-layer/>.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-
 use crate::{der::common_name, head::IdentityHeaders, lock, tls};
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use webpki::{EndEntityCert, KeyUsage};
 
 #[derive(Debug)]

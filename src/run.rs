@@ -1,5 +1,11 @@
 //! The life of the process: settings, start, work, drain, end.
 
+use crate::error::{Reason, refusal};
+use crate::handler::{Class, Handler, resource_lists};
+use crate::tls::{Serving, certified_key, server_config};
+use crate::{auth::Auth, certs::Keeper, changes::Changes, config::Config, connections::Connections, door::Door};
+use crate::{kube::Kube, readings::Readings, requestheader::Trust, server, sysdig::Sysdig, timestamp};
+use signal_hook::{consts, flag};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -7,13 +13,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock, atomic::AtomicBool, atomic::Ordering};
 use std::{env, fs, process::ExitCode, thread, time::Duration};
-
-use crate::error::{Reason, refusal};
-use crate::handler::{Class, Handler, resource_lists};
-use crate::tls::{Serving, certified_key, server_config};
-use crate::{auth::Auth, certs::Keeper, changes::Changes, config::Config, connections::Connections, door::Door};
-use crate::{kube::Kube, readings::Readings, requestheader::Trust, server, sysdig::Sysdig, timestamp};
-use signal_hook::{consts, flag};
 
 const PORT: u16 = 10250;
 /// Kubernetes goes on sending requests to an ending pod until every node knows that it ends.

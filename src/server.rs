@@ -1,14 +1,13 @@
 //! The inner servers: tiny_http workers that answer from memory, and a bounded pool for what must wait.
 //! A worker never waits for an upstream, so that health and discovery are answered at once whatever Sysdig does.
 
+use crate::handler::{Asked, Class, Handler};
+use crate::{api::Response, auth::User, config::Secret, error::refusal, lock, route::percent_decode};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{path::Path, process, thread};
-
-use crate::handler::{Asked, Class, Handler};
-use crate::{api::Response, auth::User, config::Secret, error::refusal, lock, route::percent_decode};
 use tiny_http::{Header, Request, Server};
 
 const WORKERS: usize = 2;

@@ -1,8 +1,5 @@
 //! TLS both ways: certificates, PEM in and out, and the one place where an HTTP client is made.
 
-use std::sync::{Arc, Mutex, atomic::AtomicBool, atomic::Ordering};
-use std::time::Duration;
-
 use crate::lock;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{self, WebPkiSupportedAlgorithms, ring};
@@ -12,6 +9,8 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme, sign::CertifiedKey, version,
 };
+use std::sync::{Arc, Mutex, atomic::AtomicBool, atomic::Ordering};
+use std::time::Duration;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Proxy};
 
