@@ -2,16 +2,13 @@
 //! Sources: <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#authenticating-proxy>,
 //! <https://kubernetes.io/docs/reference/kubernetes-api/authorization-resources/subject-access-review-v1/>.
 
-use crate::error::{Error, refusal};
-use crate::handler::{Stop, WAIT};
 use crate::kube::{FULL, Kube, unavailable};
 use crate::route::{GROUP, Read, Route};
-use crate::{lock, tls::sha256};
+use crate::{error::Error, error::refusal, handler::Stop, handler::WAIT, lock, tls::sha256};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, mpsc};
-use std::time::{Duration, Instant};
+use std::{sync::Arc, sync::Mutex, sync::mpsc, time::Duration, time::Instant};
 use ureq::http::Method;
 
 const TOKEN: Duration = Duration::from_secs(10);

@@ -4,9 +4,8 @@
 //! Source: <https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/api-service-v1/>.
 
 use crate::error::{Error, Reason, refusal};
-use crate::kube::{FULL, Kube};
 use crate::tls::{Serving, anchors, base64, certificates, certified_key, decode_base64, pem};
-use crate::{changes::Changes, route::GROUP, route::VERSIONS, timestamp::unix_now};
+use crate::{changes::Changes, kube::FULL, kube::Kube, route::GROUP, route::VERSIONS, timestamp::unix_now};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use rustls::sign::CertifiedKey;
@@ -97,8 +96,8 @@ impl Keeper {
     /// The names that the API server may ask for; the first is what it does ask for.
     fn names(&self) -> Vec<String> {
         let name = format!("{}.{}", self.service, self.namespace);
-        let names = [format!("{name}.svc"), format!("{name}.svc.cluster.local"), name, self.service.clone()];
-        names.into_iter().chain(["localhost".to_owned()]).collect()
+        let (full, service) = (format!("{name}.svc.cluster.local"), self.service.clone());
+        vec![format!("{name}.svc"), full, name, service, "localhost".to_owned()]
     }
 
     /// Makes our APIServices trust `authority`, and gives the news its time where one of them trusted another.

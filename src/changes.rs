@@ -1,7 +1,6 @@
 //! Says in the log what changed, and only that: an outage is one line when it starts and one when it ends.
 
-use crate::error::{Error, Reason};
-use crate::lock;
+use crate::{error::Error, error::Reason, lock};
 use std::{collections::BTreeMap, mem, sync::Mutex};
 
 /// Of each thing: the reason it fails for, if it does, and how often it did so far.

@@ -2,8 +2,7 @@
 //! mended while the process runs (no token yet, the placeholder cluster name) is kept, and reads say how to mend it.
 
 use crate::error::quoted;
-use std::net::{IpAddr, SocketAddr};
-use std::{env, fmt, num::NonZeroU16, path::PathBuf, time::Duration};
+use std::{env, fmt, net::IpAddr, net::SocketAddr, num::NonZeroU16, path::PathBuf, time::Duration};
 
 pub const PLACEHOLDER_CLUSTER: &str = "YourClusterName";
 

@@ -1,9 +1,8 @@
 //! The live connections: how many there may be, who makes room for whom, and the end of them all.
 
 use crate::lock;
-use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, atomic::AtomicBool};
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::Shutdown, net::TcpStream, time::Duration};
 
 /// How long a new connection waits for the end of one that was closed for it.
 const ENDING: Duration = Duration::from_secs(1);

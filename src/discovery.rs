@@ -6,8 +6,7 @@
 use crate::promql;
 use crate::route::{GROUP, Resource, VERSIONS, is_metric_id};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hasher};
+use std::{collections::BTreeMap, collections::BTreeSet, hash::DefaultHasher, hash::Hasher};
 
 /// Largest resource list. The aggregator fetches five copies in parallel every 30 seconds, per version.
 const MAX_BODY: usize = 256 * 1024;

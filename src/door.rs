@@ -3,10 +3,8 @@
 //! of that moment, opens a Unix socket to the inner server of the request's class, sends the head anew, relays the
 //! answer and goes on: the inner server's pool cannot starve, and nothing can be smuggled behind a request.
 
-use crate::connections::{Connections, Ticket};
-use crate::error::{Error, refusal};
 use crate::requestheader::{RequestHeader, Trust};
-use crate::{api::Response, head, head::Head};
+use crate::{api::Response, connections::Connections, connections::Ticket, error::Error, error::refusal, head};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::{ServerConfig, ServerConnection, Stream};
 use std::hash::{BuildHasher, RandomState};
@@ -99,7 +97,7 @@ impl Door {
         let identity = peer.judge(&self.trust, Some(patience));
         let head: Vec<u8> = peer.buffer.drain(..length.min(peer.buffer.len())).collect();
         peer.buffer.shrink_to(16 * 1024);
-        let exchanged = Head::parse(&head).and_then(|head| {
+        let exchanged = head::Head::parse(&head).and_then(|head| {
             let socket = if identity.is_some() { &self.front_proxy } else { &self.direct };
             let request = head.rebuild(identity.as_ref().map(|config| &config.headers));
             let failed = |error| {
@@ -189,10 +187,8 @@ impl Peer<'_> {
 
     fn accepts(&mut self, config: &Arc<RequestHeader>) -> bool {
         let now = Instant::now();
-        if let Some((known, at, verified)) = &self.verdict
-            && Arc::ptr_eq(known, config)
-            && now.duration_since(*at) < VERDICT
-        {
+        let fresh = |at: Instant| now.duration_since(at) < VERDICT;
+        if let Some((_, _, verified)) = self.verdict.as_ref().filter(|it| Arc::ptr_eq(&it.0, config) && fresh(it.1)) {
             return *verified;
         }
         let judged = config.judge(&self.chain, UnixTime::now()).inspect_err(|reason| log::debug!("{reason}"));

@@ -95,9 +95,8 @@ impl Trust {
             let started = Instant::now();
             let found = read().map(Arc::new);
             let mut state = lock(&self.state);
-            state.current = found.or_else(|| state.current.take());
-            state.reads += 1;
-            state.wanted = false;
+            let current = found.or_else(|| state.current.take());
+            *state = State { current, reads: state.reads + 1, wanted: false };
             self.changed.notify_all();
             drop(state);
             std::thread::sleep(SHORTEST.saturating_sub(started.elapsed()));

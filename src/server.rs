@@ -5,9 +5,7 @@ use crate::handler::{Asked, Class, Handler};
 use crate::{api::Response, auth::User, config::Secret, error::refusal, lock, route::percent_decode};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-use std::{path::Path, process, thread};
+use std::{path::Path, process, sync::Arc, sync::Mutex, thread, time::Duration, time::Instant};
 use tiny_http::{Header, Request, Server};
 
 const WORKERS: usize = 2;

@@ -9,8 +9,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme, sign::CertifiedKey, version,
 };
-use std::sync::{Arc, Mutex, atomic::AtomicBool, atomic::Ordering};
-use std::time::Duration;
+use std::{sync::Arc, sync::Mutex, sync::atomic::AtomicBool, sync::atomic::Ordering, time::Duration};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Proxy};
 
