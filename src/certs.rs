@@ -8,7 +8,6 @@ use crate::tls::{Serving, anchors, base64, certificates, certified_key, decode_b
 use crate::{changes::Changes, kube::FULL, kube::Kube, route::GROUP, route::VERSIONS, timestamp::unix_now};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
-use rustls::sign::CertifiedKey;
 use serde_json::{Value, json};
 use std::{iter, sync::Arc, thread, time::Duration};
 use ureq::http::Method;
@@ -45,10 +44,10 @@ struct Kept {
 }
 
 impl Keeper {
-    /// A certificate that nobody trusts, for handshakes until there is a better one. Errors: It cannot be made.
-    pub(crate) fn temporary(&self) -> Result<Arc<CertifiedKey>, String> {
+    /// Serves a certificate that nobody trusts, until there is a better one. Errors: It cannot be made.
+    pub(crate) fn start(&self) -> Result<(), String> {
         let made = Kept::make(None, &self.names(), unix_now())?;
-        certified_key(made.chain, made.key)
+        certified_key(made.chain, made.key).map(|pair| self.serving.replace(pair))
     }
 
     /// Looks after all of it once, and tells whether it is as it should be.

@@ -60,19 +60,15 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
         flag::register_conditional_shutdown(signal, 1, ending.clone()).map_err(|error| error.to_string())?;
         flag::register(signal, ending.clone()).map_err(|error| error.to_string())?;
     }
-    let (kube, sysdig) = (Arc::new(Kube::new(config)), Arc::new(sysdig));
-    let (changes, trust) = (Arc::new(Changes::default()), Arc::new(Trust::default()));
+    let (kube, sysdig, changes) = (Arc::new(Kube::new(config)), Arc::new(sysdig), Arc::new(Changes::default()));
+    let (auth, trust) = (Auth::start(kube.clone()), Arc::new(Trust::default()));
+    let readings = Readings::new(config, kube.clone(), sysdig.clone(), changes.clone());
     let serving = serve_certificate(config, &kube, &changes)?;
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let connections = Arc::new(Connections::new(capacity(&limits)));
-    let handler = Arc::new(Handler {
-        auth: Auth::start(kube.clone()),
-        readings: Readings::new(config, kube.clone(), sysdig.clone(), changes.clone()),
-        trust: trust.clone(),
-        serving: serving.clone(),
-        connections: connections.clone(),
-        resources: RwLock::new(resource_lists(&[])),
-    });
+    let resources = RwLock::new(resource_lists(&[]));
+    let handler = Arc::new(Handler { auth, readings, trust, serving, connections, resources });
+    let (trust, serving, connections) = (handler.trust.clone(), handler.serving.clone(), handler.connections.clone());
 
     let sockets = Sockets::create(&config.socket_dir).map_err(|error| format!("SOCKET_DIR: {error}"))?;
     let (front_proxy, direct) = (sockets.0.join("front-proxy"), sockets.0.join("direct"));
@@ -132,7 +128,7 @@ fn serve_certificate(config: &Config, kube: &Arc<Kube>, changes: &Arc<Changes>) 
     let Some((chain, key)) = config.tls_files.clone() else {
         let (kube, namespace) = (kube.clone(), kube.own_namespace());
         let keeper = Keeper { kube, serving: follower, changes, service: config.service_name.clone(), namespace };
-        serving.replace(keeper.temporary()?);
+        keeper.start()?;
         every([60, 5], move || keeper.keep());
         return Ok(serving);
     };
