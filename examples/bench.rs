@@ -13,11 +13,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{Ca, Client, Connection, FRONT_PROXY, HPA, HPA_GROUPS, READ, Setup, Stage};
+use support::{Ca, Client, Connection, FRONT_PROXY, HPA, HPA_GROUPS, METRIC, READ, Setup, Stage};
 
 const DISCOVERY: &str = "/apis/custom.metrics.k8s.io/v1beta1";
 const STARTS: usize = 7;
-const READS: usize = 10_000;
+const MANY_READS: usize = 1_000_000;
+const HPAS: usize = 1_000;
+const PERIOD: Duration = Duration::from_secs(15);
+const OBJECTS: usize = 10_000;
+const SLOW_HPAS: usize = 130;
+const METRICS: usize = 10_000;
 const SLOW: usize = 1_000;
 const FLOODERS: usize = 4;
 const HELP: &str = "\
@@ -27,6 +32,7 @@ client certificate: starts, memory, and answers per second.
 Usage: cargo run --release --example bench [-- OPTIONS]
 
   --hostile       instead: what a verified client notices of 1,000 slow connections and of floods
+  --write         write what was measured to docs/performance.md, too (about six minutes)
   --seconds N     length of each measurement (default: 5)
   --adapter PATH  measure this sysdig-metrics-adapter instead of the one compiled in
   --help          this text";
@@ -54,11 +60,12 @@ fn main() -> ExitCode {
         return sysdig_metrics_adapter::run::run();
     }
     let mut bench = Bench { adapter: None, length: Duration::from_secs(5) };
-    let mut hostile = false;
+    let (mut hostile, mut write) = (false, false);
     while let Some(word) = arguments.next() {
         let value = arguments.peek().cloned();
         match (word.as_str(), value.as_deref().map(str::parse)) {
             ("--hostile", _) => hostile = true,
+            ("--write", _) => write = true,
             ("--adapter", Some(_)) => bench.adapter = arguments.next(),
             ("--seconds", Some(Ok(seconds @ 1..=3600))) => {
                 bench.length = Duration::from_secs(seconds);
@@ -71,7 +78,7 @@ fn main() -> ExitCode {
             }
         }
     }
-    end(if hostile { bench.hostile() } else { bench.friendly() })
+    end(if hostile { bench.hostile() } else { bench.friendly(write) })
 }
 
 fn end(outcome: Outcome) -> ExitCode {
@@ -91,36 +98,192 @@ impl Bench {
     }
 
     fn setup(&self) -> Outcome<(Setup, Duration)> {
-        let (stage, command) = (Stage::new(), self.command()?);
-        let started = Instant::now();
-        let setup = stage.start(command, &[]);
+        self.setup_with(Stage::new(), &[("REFRESH_INTERVAL", "10s".to_owned())])
+    }
+
+    fn setup_with(&self, stage: Stage, settings: &[(&str, String)]) -> Outcome<(Setup, Duration)> {
+        let (command, started) = (self.command()?, Instant::now());
+        let setup = stage.start(command, settings);
         setup.adapter.wait_ready(&setup.client);
         Ok((setup, started.elapsed()))
     }
 
-    fn friendly(&self) -> Outcome {
-        let mut starts: Vec<Duration> = Vec::new();
-        for _ in 0..STARTS {
-            starts.push(self.setup()?.1);
-        }
+    /// What the documentation shows, as a table of Markdown.
+    fn friendly(&self, write: bool) -> Outcome {
+        let mut table = Table(vec!["| what | goal | measured |".to_owned(), "|---|---|---|".to_owned()]);
+        let mut starts = (0..STARTS).map(|_| Ok(self.setup()?.1)).collect::<Outcome<Vec<Duration>>>()?;
         starts.sort_unstable();
-        say(&format!("exec to ready, median of {STARTS}: {:.0} ms", millis(starts[STARTS / 2])))?;
+        table.row("exec to ready, median of 7", "100 ms", &format!("{:.0} ms", millis(starts[STARTS / 2])))?;
+        self.reads(&mut table)?;
+        self.one_metric(&mut table)?;
+        self.many_objects(&mut table)?;
+        self.slow_sysdig(&mut table)?;
+        self.many_metrics(&mut table)?;
+        if write { table.write() } else { Ok(()) }
+    }
+
+    fn reads(&self, table: &mut Table) -> Outcome {
         let (setup, _) = self.setup()?;
-        say(&format!("resident memory, idle: {:.1} MiB", mib(setup.adapter.rss_kib())))?;
+        let idle = cpu(&setup);
+        thread::sleep(self.length * 4);
+        let share = (cpu(&setup) - idle).as_secs_f64() / (self.length * 4).as_secs_f64() * 100.0;
+        table.row("CPU while idle", "0.1 %", &format!("{share:.2} %"))?;
+        let memory = mib(setup.adapter.rss_kib());
+        table.row("resident memory, idle", "10 MiB", &format!("{memory:.1} MiB"))?;
         let mut connection = setup.client.connect();
-        for _ in 0..READS {
+        for _ in 0..2 {
             ask(&mut connection, READ)?;
         }
-        say(&format!("resident memory after {READS} reads: {:.1} MiB", mib(setup.adapter.rss_kib())))?;
-        say(&format!("\n{:<34}{:>6}{:>12}{:>12}{:>12}{:>10}", "", "conns", "answers/s", "p50", "p99", "failures"))?;
-        for (name, path) in [("health", "/healthz"), ("discovery", DISCOVERY), ("read, asking Sysdig each time", READ)]
-        {
-            for connections in [1, 8] {
+        let mut p50 = Vec::new();
+        for (name, path, goals) in [
+            ("bare door (`/healthz`)", "/healthz", ["", ""]),
+            ("discovery", DISCOVERY, ["", ""]),
+            ("warm read", READ, ["p50 0.15 ms", "15,000/s, p99 2 ms"]),
+        ] {
+            for (connections, goal) in [1, 8].into_iter().zip(goals) {
+                let before = cpu(&setup);
                 let sample = self.measure(&setup.client, path, connections);
-                say(&format!("{name:<34}{connections:>6}{}", sample.columns()))?;
+                let per_thousand = (cpu(&setup) - before).as_secs_f64() * 1e6 / sample.latencies.len().max(1) as f64;
+                p50.push(sample.at(50.0));
+                let found = format!("{}, {per_thousand:.0} ms of CPU per 1,000", sample.words());
+                table.row(
+                    &format!("{name}, {connections} connection{}", if connections > 1 { "s" } else { "" }),
+                    goal,
+                    &found,
+                )?;
             }
         }
-        Ok(())
+        let ratios = format!("{:.2} and {:.2} times", p50[4] / p50[0], p50[5] / p50[1]);
+        table.row("warm read against the bare door, p50, 1 and 8", "1.5 times", &ratios)?;
+        let start = setup.adapter.rss_kib();
+        let reads = thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| self.ask_many(&setup.client, MANY_READS / 8))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or(0)).sum::<usize>()
+        });
+        let grown = mib(setup.adapter.rss_kib()) - mib(start);
+        table.row(&format!("memory after {reads} more reads"), "flat", &format!("{grown:+.1} MiB"))
+    }
+
+    /// 1,000 HPAs with one metric, each of another Service in one of four namespaces, every 15 s.
+    fn one_metric(&self, table: &mut Table) -> Outcome {
+        let stage = Stage::new();
+        let place = |index: usize| (format!("team-{}", index % 4), format!("app-{index}"));
+        for index in 0..HPAS {
+            let (namespace, name) = place(index);
+            stage.deployment(&namespace, &name, 1, &[(METRIC, 5.0)]);
+        }
+        let (setup, _) = self.setup_with(stage, &[("REFRESH_INTERVAL", "10s".to_owned())])?;
+        let paths: Vec<String> =
+            (0..HPAS).map(place).map(|(namespace, name)| object(&namespace, &name, METRIC)).collect();
+        let round = || -> Outcome {
+            let (mut connection, started) = (setup.client.connect(), Instant::now());
+            for path in &paths {
+                ask(&mut connection, path)?;
+            }
+            thread::sleep(PERIOD.saturating_sub(started.elapsed()));
+            Ok(())
+        };
+        round()?;
+        round()?;
+        let (queries, calls, used) = (setup.sysdig.queries().len(), setup.kubernetes.requests().len(), cpu(&setup));
+        for _ in 0..4 {
+            round()?;
+        }
+        let queries = setup.sysdig.queries().len() - queries;
+        let calls = setup.kubernetes.requests().len() - calls;
+        let used = (cpu(&setup) - used).as_secs_f64() / 60.0 * 100.0;
+        table.row("1,000 HPAs over one metric, 15 s: queries to Sysdig a minute", "7", &queries.to_string())?;
+        table.row("… calls to the Kubernetes API a minute", "10", &calls.to_string())?;
+        table.row("… CPU", "", &format!("{used:.2} % of a core"))?;
+        table.row("… resident memory", "", &format!("{:.1} MiB", mib(setup.adapter.rss_kib())))
+    }
+
+    fn many_objects(&self, table: &mut Table) -> Outcome {
+        let stage = Stage::new();
+        for index in 0..OBJECTS {
+            stage.deployment("default", &format!("app-{index}"), 1, &[(METRIC, 5.0)]);
+        }
+        let (setup, _) =
+            self.setup_with(stage, &[("REFRESH_INTERVAL", "10s".to_owned()), ("SDC_TIMEOUT", "30s".to_owned())])?;
+        let mut connection = setup.client.connect();
+        for _ in 0..2 {
+            ask(&mut connection, &object("default", "*", METRIC))?;
+        }
+        let refreshes = || setup.sysdig.queries().iter().filter(|query| query["paging"]["from"] == 0).count();
+        let (before, used) = (refreshes(), cpu(&setup));
+        thread::sleep(Duration::from_secs(60));
+        let cost = millis(cpu(&setup) - used) / (refreshes() - before).max(1) as f64;
+        table.row("10,000 objects: resident memory", "24 MiB", &format!("{:.1} MiB", mib(setup.adapter.rss_kib())))?;
+        table.row("… CPU of a refresh", "100 ms", &format!("{cost:.0} ms"))
+    }
+
+    /// 130 HPAs, each with a metric of its own, while Sysdig takes 5 s for a query; beside one that is warm.
+    fn slow_sysdig(&self, table: &mut Table) -> Outcome {
+        let stage = Stage::new();
+        for index in 0..SLOW_HPAS {
+            stage.sysdig.world().describe(&format!("slow.metric.{index}"), "gauge");
+        }
+        let (setup, _) =
+            self.setup_with(stage, &[("REFRESH_INTERVAL", "10s".to_owned()), ("SDC_TIMEOUT", "10s".to_owned())])?;
+        let mut connection = setup.client.connect();
+        for _ in 0..2 {
+            ask(&mut connection, READ)?;
+        }
+        let quiet = self.measure(&setup.client, READ, 1);
+        setup.sysdig.delay(Duration::from_secs(5));
+        let stop = AtomicBool::new(false);
+        let beside = thread::scope(|scope| {
+            for index in 0..SLOW_HPAS {
+                let (setup, stop) = (&setup, &stop);
+                scope.spawn(move || {
+                    let path = object("default", "kuard", &format!("slow.metric.{index}"));
+                    while !stop.load(Ordering::Relaxed) {
+                        let _ = setup.client.try_connect().map(|mut it| ask(&mut it, &path));
+                        thread::sleep(Duration::from_millis(500));
+                    }
+                });
+            }
+            thread::sleep(Duration::from_secs(1));
+            let beside = self.measure(&setup.client, READ, 1);
+            stop.store(true, Ordering::Relaxed);
+            setup.sysdig.delay(Duration::ZERO);
+            beside
+        });
+        let found = format!("{} beside, {} alone", beside.words(), quiet.words());
+        table.row("warm read beside 130 HPAs whose queries take 5 s", "p99 unchanged", &found)
+    }
+
+    fn many_metrics(&self, table: &mut Table) -> Outcome {
+        let (setup, _) = self.setup()?;
+        let mut connection = setup.client.connect();
+        for _ in 0..2 {
+            ask(&mut connection, READ)?;
+        }
+        let mut memory = Vec::new();
+        for part in 0..2 {
+            for index in 0..METRICS / 2 {
+                // Sysdig does not know them, which makes no difference to what is remembered.
+                let path = object("default", "kuard", &format!("once.{part}.{index}"));
+                let _ = ask(&mut connection, &path);
+            }
+            memory.push(mib(setup.adapter.rss_kib()));
+        }
+        let found = format!("{:.1} MiB after 5,000, {:.1} MiB after 10,000", memory[0], memory[1]);
+        table.row("10,000 metrics asked for once: resident memory", "flat", &found)
+    }
+
+    fn ask_many(&self, client: &Client, count: usize) -> usize {
+        let mut connection = client.connect();
+        (0..count)
+            .filter(|_| {
+                let answered = ask(&mut connection, READ).is_ok();
+                if !answered && let Ok(new) = client.try_connect() {
+                    connection = new;
+                }
+                answered
+            })
+            .count()
     }
 
     /// Asks over that many connections, which stay open, one request after the other on each.
@@ -263,15 +426,68 @@ fn ask(connection: &mut Connection, path: &str) -> Outcome {
 }
 
 impl Sample {
-    fn columns(mut self) -> String {
-        self.latencies.sort_unstable();
-        let at = |percent: usize| {
-            let index = (self.latencies.len() * percent / 100).min(self.latencies.len().saturating_sub(1));
-            self.latencies.get(index).copied().map_or(f64::NAN, millis)
-        };
-        let rate = self.latencies.len() as f64 / self.length.as_secs_f64();
-        format!("{rate:>12.0}{:>9.3} ms{:>9.3} ms{:>10}", at(50), at(99), self.failures)
+    /// The latency, in milliseconds, within which that share of the requests was answered.
+    fn at(&self, percent: f64) -> f64 {
+        let mut sorted = self.latencies.clone();
+        sorted.sort_unstable();
+        let index = (sorted.len() as f64 * percent / 100.0) as usize;
+        sorted.get(index.min(sorted.len().saturating_sub(1))).copied().map_or(f64::NAN, millis)
     }
+
+    fn rate(&self) -> f64 {
+        self.latencies.len() as f64 / self.length.as_secs_f64()
+    }
+
+    fn words(&self) -> String {
+        let [p50, p99, p999] = [50.0, 99.0, 99.9].map(|percent| self.at(percent));
+        let failures = if self.failures > 0 { format!(", {} failures", self.failures) } else { String::new() };
+        format!("{:.0}/s, p50 {p50:.3} ms, p99 {p99:.3} ms, p99.9 {p999:.3} ms{failures}", self.rate())
+    }
+
+    fn columns(&self) -> String {
+        let (p50, p99) = (self.at(50.0), self.at(99.0));
+        format!("{:>12.0}{p50:>9.3} ms{p99:>9.3} ms{:>10}", self.rate(), self.failures)
+    }
+}
+
+/// Lines of Markdown, each shown as soon as it is there.
+struct Table(Vec<String>);
+
+impl Table {
+    fn row(&mut self, what: &str, goal: &str, measured: &str) -> Outcome {
+        self.0.push(format!("| {what} | {goal} | {measured} |"));
+        say(&format!("{what}: {measured}{}", if goal.is_empty() { String::new() } else { format!(" (goal: {goal})") }))
+    }
+
+    /// Between the two lines that mark its place in the document.
+    fn write(&self) -> Outcome {
+        const PLACE: &str = "docs/performance.md";
+        let (begin, end) = ("<!-- measured -->\n", "<!-- end -->");
+        let text = std::fs::read_to_string(PLACE)?;
+        let (head, rest) = text.split_once(begin).ok_or("docs/performance.md has lost its mark")?;
+        let (_, tail) = rest.split_once(end).ok_or("docs/performance.md has lost its second mark")?;
+        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+        let cores = thread::available_parallelism()?;
+        let machine = format!(
+            "{cores} cores of {}, client and stand-ins on the same machine",
+            cpu.trim_start_matches([' ', '\t', ':'])
+        );
+        Ok(std::fs::write(PLACE, format!("{head}{begin}{machine}\n\n{}\n{end}{tail}", self.0.join("\n")))?)
+    }
+}
+
+/// User and system time that the adapter has used.
+fn cpu(setup: &Setup) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", setup.adapter.pid())).unwrap_or_default();
+    let fields: Vec<u64> =
+        stat.rsplit(')').next().unwrap_or_default().split(' ').filter_map(|it| it.parse().ok()).collect();
+    // Ticks of 10 ms.
+    fields.get(10..12).map_or(Duration::ZERO, |ticks| Duration::from_millis(ticks.iter().sum::<u64>() * 10))
+}
+
+fn object(namespace: &str, name: &str, metric: &str) -> String {
+    format!("/apis/custom.metrics.k8s.io/v1beta2/namespaces/{namespace}/services/{name}/{metric}")
 }
 
 fn millis(length: Duration) -> f64 {

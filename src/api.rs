@@ -1,16 +1,11 @@
 //! What goes over the wire: responses, and the MetricValueList of both versions.
-//! Source: <https://github.com/kubernetes/metrics/tree/master/pkg/apis/custom_metrics>.
+//! Source: <https://github.com/kubernetes/metrics/tree/master/pkg/apis>.
 
-use serde::Serialize;
-use serde_json::json;
-
-use crate::readings::Item;
+use crate::prelude::*;
 use crate::route::{GROUP, Read, Resource};
-use crate::selector::label_selector;
-use crate::timestamp::rfc3339;
+use crate::{readings::Item, selector::label_selector, timestamp::rfc3339};
 
-const JSON: &str = "application/json";
-const TEXT: &str = "text/plain; charset=utf-8";
+pub(crate) const JSON: &str = "application/json";
 
 /// An HTTP answer, ready to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,13 +17,8 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    pub(crate) fn json(status: u16, body: &impl Serialize) -> Self {
-        // Only maps with keys that are no strings cannot be serialised, and nothing here has one.
-        Self::bytes(status, JSON, serde_json::to_vec(body).unwrap_or_default())
-    }
-
-    pub(crate) fn text(status: u16, body: &str) -> Self {
-        Self::bytes(status, TEXT, body.as_bytes().to_vec())
+    pub(crate) fn json(status: u16, body: &Value) -> Self {
+        Self::bytes(status, JSON, body.to_string().into_bytes())
     }
 
     pub(crate) fn bytes(status: u16, content_type: &str, body: Vec<u8>) -> Self {
@@ -37,27 +27,27 @@ impl Response {
 }
 
 /// The answer to a read, fields in the order of the walk-through.
-pub(crate) fn metric_value_list(read: &Read, items: &[Item]) -> Response {
-    let (Read { version, described, tuning, .. }, metric) = (read, json!(read.metric));
+pub(crate) fn metric_value_list(read: &Read, items: &[Item], window: u64) -> Response {
+    let (Read { api: (group, version), described, .. }, metric) = (read, json!(read.metric));
     let Resource { kind, api_version, .. } = described;
     let selector = label_selector(&read.selector);
-    let (metric, window) = match *version {
-        "v1beta1" => (format!(r#""metricName":{metric},"selector":{selector}"#), "window"),
-        _ => (format!(r#""metric":{{"name":{metric},"selector":{selector}}}"#), "windowSeconds"),
-    };
     let namespace = json!(read.namespace);
     let namespace = if described.is_namespaced() { format!(r#""namespace":{namespace},"#) } else { String::new() };
+    let start = format!(r#""describedObject":{{"kind":"{kind}",{namespace}"name":"#);
     let items = items.iter().map(|(name, quantity, end)| {
-        let name = if read.name == "*" { json!(name) } else { json!(read.name) };
-        let object = format!(r#"{{"kind":"{kind}",{namespace}"name":{name},"apiVersion":"{api_version}"}}"#);
-        let (timestamp, seconds) = (rfc3339(*end), tuning.window);
-        format!(
-            r#"{{"describedObject":{object},{metric},"timestamp":"{timestamp}","{window}":{seconds},"value":"{quantity}"}}"#
-        )
+        let (name, end) = (json!(if read.name == "*" { name } else { &read.name }), rfc3339(*end));
+        let object = format!(r#"{start}{name},"apiVersion":"{api_version}"}}"#);
+        let (subject, seconds) = match (*group, *version) {
+            (GROUP, "v1beta1") => (format!(r#"{object},"metricName":{metric},"selector":{selector}"#), "window"),
+            (GROUP, _) => (format!(r#"{object},"metric":{{"name":{metric},"selector":{selector}}}"#), "windowSeconds"),
+            _ => (format!(r#""metricName":{metric},"metricLabels":{{}}"#), "windowSeconds"),
+        };
+        format!(r#"{{{subject},"timestamp":"{end}","{seconds}":{window},"value":"{quantity}"}}"#)
     });
     let (items, link) = (items.collect::<Vec<_>>().join(","), json!(read.path));
+    let kind = if read.is_external() { "ExternalMetricValueList" } else { "MetricValueList" };
     let list = format!(
-        r#"{{"kind":"MetricValueList","apiVersion":"{GROUP}/{version}","metadata":{{"selfLink":{link}}},"items":[{items}]}}"#
+        r#"{{"kind":"{kind}","apiVersion":"{group}/{version}","metadata":{{"selfLink":{link}}},"items":[{items}]}}"#
     );
     Response::bytes(200, JSON, list.into_bytes())
 }
@@ -69,10 +59,10 @@ mod tests {
     use crate::route::{Route, route};
 
     /// The answer with two items of the same value.
-    fn answer(target: &str) -> serde_json::Value {
-        let Ok(Route::Read(read)) = route("GET", target) else { panic!("{target}") };
+    fn answer(target: &str) -> Value {
+        let Ok(Route::Read(read)) = route("GET", target, true) else { panic!("{target}") };
         let item = |name: &str| (name.to_owned(), Quantity::parse("6.75").unwrap(), 1_562_514_927);
-        serde_json::from_slice(&metric_value_list(&read, &[item("kuard-1"), item("kuard-2")]).body).unwrap()
+        serde_json::from_slice(&metric_value_list(&read, &[item("kuard-1"), item("kuard-2")], 60).body).unwrap()
     }
 
     #[test]
@@ -108,7 +98,6 @@ mod tests {
         let item = &answer(&format!("{path}?metricLabelSelector={selector}"))["items"][0];
         let labels = json!({ "sysdig/group-aggregation": "sum", "method": "GET", "sysdig/window": "2m" });
         assert_eq!(item["metric"], json!({ "name": "m", "selector": { "matchLabels": labels } }));
-        assert_eq!(item["windowSeconds"], 120);
     }
 
     #[test]
@@ -117,6 +106,18 @@ mod tests {
         let names: Vec<_> =
             answer["items"].as_array().unwrap().iter().map(|it| &it["describedObject"]["name"]).collect();
         assert_eq!(names, ["kuard-1", "kuard-2"]);
+    }
+
+    #[test]
+    fn an_external_metric_describes_no_object() {
+        let path = "/apis/external.metrics.k8s.io/v1beta1/namespaces/default/m";
+        let answer = answer(&format!("{path}?labelSelector=a%3Db"));
+        assert_eq!(
+            (&answer["kind"], &answer["apiVersion"]),
+            (&json!("ExternalMetricValueList"), &json!("external.metrics.k8s.io/v1beta1"))
+        );
+        let expected = json!({ "metricName": "m", "metricLabels": {}, "timestamp": "2019-07-07T15:55:27Z", "windowSeconds": 60, "value": "6750m" });
+        assert_eq!(answer["items"][0], expected);
     }
 
     #[test]

@@ -2,22 +2,22 @@
 //! Sources: <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#authenticating-proxy>,
 //! <https://kubernetes.io/docs/reference/kubernetes-api/authorization-resources/subject-access-review-v1/>.
 
-use crate::kube::{FULL, Kube, unavailable};
-use crate::route::{GROUP, Read, Route};
-use crate::{error::Error, error::refusal, handler::Stop, handler::WAIT, lock, tls::sha256};
+use crate::kube::{Kube, unavailable};
+use crate::prelude::*;
+use crate::{api::JSON, handler::Stop, handler::WAIT, route::Read, route::Route, tls::sha256};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap};
-use std::{sync::Arc, sync::Mutex, sync::mpsc, time::Duration, time::Instant};
+use std::{collections::HashMap, sync::mpsc, thread};
 use ureq::http::Method;
 
-const TOKEN: Duration = Duration::from_secs(10);
-const ALLOW: Duration = Duration::from_secs(60);
-const DENY: Duration = Duration::from_secs(10);
+/// How long an allowance counts, and how long a denial or what a token stands for.
+const ALLOWED: Duration = Duration::from_secs(60);
+const OTHER: Duration = Duration::from_secs(10);
 /// An allowance in use that has less than this left is asked for again in the background: no read waits for it.
 const AHEAD: Duration = Duration::from_secs(30);
 const MOST_REMEMBERED: usize = 10_000;
 const REFRESHES: usize = 64;
+const TOKEN_REVIEW: [&str; 2] = ["authentication.k8s.io/v1", "TokenReview"];
+const ACCESS_REVIEW: [&str; 2] = ["authorization.k8s.io/v1", "SubjectAccessReview"];
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -32,18 +32,6 @@ pub(crate) struct User {
     pub(crate) extra: BTreeMap<String, Vec<String>>,
 }
 
-type Digest = [u8; 32];
-/// What is known, until when, and whether it is being asked for again.
-type Memory<T> = Mutex<HashMap<Digest, (T, Instant, bool)>>;
-
-pub(crate) struct Auth {
-    kube: Arc<Kube>,
-    tokens: Memory<Option<User>>,
-    /// Why a request is denied; None if it is allowed.
-    decisions: Memory<Option<String>>,
-    refreshes: mpsc::SyncSender<(Digest, Value)>,
-}
-
 impl User {
     /// Every authenticated user is also one of this group; the aggregator does not always say so.
     #[must_use]
@@ -56,95 +44,96 @@ impl User {
     }
 }
 
+pub(crate) struct Auth {
+    kube: Arc<Kube>,
+    /// The status of each review by its digest, until when it counts, and whether it is being asked for again.
+    known: Mutex<HashMap<[u8; 32], (Value, Instant, bool)>>,
+    refreshes: mpsc::SyncSender<Value>,
+}
+
 impl Auth {
     pub(crate) fn start(kube: Arc<Kube>) -> Arc<Self> {
         let (refreshes, wanted) = mpsc::sync_channel(REFRESHES);
-        let auth = Arc::new(Self { kube, tokens: Mutex::default(), decisions: Mutex::default(), refreshes });
-        let refresher = Arc::downgrade(&auth);
-        std::thread::spawn(move || {
-            while let (Ok((digest, spec)), Some(auth)) = (wanted.recv(), refresher.upgrade()) {
-                // Should this fail, the old allowance ends in its time, and the next request asks itself.
-                let _ = auth.review(digest, &spec);
-            }
-        });
+        let auth = Arc::new(Self { kube, known: Mutex::default(), refreshes });
+        let refresher = auth.clone();
+        // Should one fail, the old allowance ends in its time, and the next request asks itself.
+        thread::spawn(move || wanted.iter().for_each(|review| drop(refresher.ask(&review))));
         auth
     }
 
     /// The user whom a bearer token stands for. Errors: 401, or the Kubernetes API cannot tell.
     pub(crate) fn user(&self, token: &str, wait: bool, now: Instant) -> Result<User, Stop> {
-        let digest = sha256(token.as_bytes());
-        let remembered = lock(&self.tokens).get(&digest).filter(|it| it.1 > now).map(|it| it.0.clone());
-        let known = match remembered {
-            Some(known) => known,
-            None if !wait => return Err(WAIT),
-            None => {
-                let answer = self.post("authentication", "TokenReview", &json!({ "token": token }))?;
-                let authenticated = answer.pointer("/status/authenticated") == Some(&Value::Bool(true));
-                let user = answer.pointer("/status/user").filter(|_| authenticated);
-                let user = user.and_then(|user| User::deserialize(user).ok()).filter(|user| !user.name.is_empty());
-                remember(&self.tokens, digest, user.clone(), now, TOKEN);
-                user
-            }
-        };
-        known.map(User::authenticated).ok_or_else(|| unauthenticated().into())
+        let status = self.status(TOKEN_REVIEW, &json!({ "token": token }), wait, now)?;
+        let user = status.get("user").filter(|_| status["authenticated"] == true);
+        let user = user.and_then(|user| User::deserialize(user).ok()).filter(|user| !user.name.is_empty());
+        user.map(User::authenticated).ok_or_else(|| unauthenticated().into())
     }
 
-    /// Whether `user` may ask for `route` at `path`.
     /// Errors: 403 in Kubernetes' own words, or the Kubernetes API cannot tell, which is never an allowance.
     pub(crate) fn check(&self, user: &User, route: &Route, path: &str, wait: bool, now: Instant) -> Result<(), Stop> {
         if user.groups.iter().any(|group| group == "system:masters") {
             return Ok(());
         }
         let spec = spec(user, route, path);
-        let digest = sha256(spec.to_string().as_bytes());
-        let denied = match self.remembered(digest, &spec, now) {
-            Some(denied) => denied,
-            None if !wait => return Err(WAIT),
-            None => self.review(digest, &spec)?,
-        };
-        denied.map_or(Ok(()), |reason| Err(forbidden(user, route, path, &reason).into()))
-    }
-
-    fn remembered(&self, digest: Digest, spec: &Value, now: Instant) -> Option<Option<String>> {
-        let mut decisions = lock(&self.decisions);
-        let (denied, until, asked_again) = decisions.get_mut(&digest).filter(|it| it.1 > now)?;
-        if denied.is_none() && !*asked_again && *until - now < AHEAD {
-            *asked_again = self.refreshes.try_send((digest, spec.clone())).is_ok();
+        let known = self.status(ACCESS_REVIEW, &spec, false, now);
+        // Who may read everything is asked about once, not for each object: "*" and empty mean all in a review.
+        if let (Route::Read(read), Err(_)) = (route, &known) {
+            let mut wide = json!(user);
+            wide["resourceAttributes"] =
+                json!({ "verb": read.verb(), "group": read.api.0, "version": "*", "resource": "*" });
+            if self.status(ACCESS_REVIEW, &wide, wait, now)?["allowed"] == true {
+                return Ok(());
+            }
         }
-        Some(denied.clone())
+        let status = known.or_else(|_| self.status(ACCESS_REVIEW, &spec, wait, now))?;
+        let reason = status["reason"].as_str().unwrap_or_default();
+        if status["allowed"] == true { Ok(()) } else { Err(forbidden(&spec, reason).into()) }
     }
 
-    fn review(&self, digest: Digest, spec: &Value) -> Result<Option<String>, Error> {
-        let answer = self.post("authorization", "SubjectAccessReview", spec)?;
-        let silent = || unavailable("it does not say what is allowed");
-        let allowed = answer.pointer("/status/allowed").and_then(Value::as_bool).ok_or_else(silent)?;
-        let reason = answer.pointer("/status/reason").and_then(Value::as_str).unwrap_or_default();
-        let denied = (!allowed).then(|| reason.to_owned());
-        remember(&self.decisions, digest, denied.clone(), Instant::now(), if allowed { ALLOW } else { DENY });
-        Ok(denied)
+    /// The status of a review: what is remembered, or what the Kubernetes API says now.
+    fn status(&self, review: [&str; 2], spec: &Value, wait: bool, now: Instant) -> Result<Value, Stop> {
+        let review = json!({ "apiVersion": review[0], "kind": review[1], "spec": spec });
+        if let Some((status, until, asked_again)) = lock(&self.known).get_mut(&digest(&review)).filter(|it| it.1 > now)
+        {
+            if status["allowed"] == true && !*asked_again && *until - now < AHEAD {
+                *asked_again = self.refreshes.try_send(review).is_ok();
+            }
+            return Ok(status.clone());
+        }
+        if wait { Ok(self.ask(&review)?) } else { Err(WAIT) }
     }
 
-    fn post(&self, group: &str, kind: &str, spec: &Value) -> Result<Value, Error> {
-        let version = format!("{group}.k8s.io/v1");
-        let path = format!("/apis/{version}/{}s", kind.to_ascii_lowercase());
-        let review = json!({ "apiVersion": version, "kind": kind, "spec": spec });
+    fn ask(&self, review: &Value) -> Result<Value, Error> {
+        let text = |key: &str| review[key].as_str().unwrap_or_default();
+        let path = format!("/apis/{}/{}s", text("apiVersion"), text("kind").to_ascii_lowercase());
         let what = "tokenreviews and subjectaccessreviews (ClusterRoleBinding custom-metrics:system:auth-delegator)";
-        self.kube.call(Method::POST, &path, FULL, Some(&review), what)
+        let answer = self.kube.call(Method::POST, &path, JSON, Some(review), what)?;
+        let status = answer.get("status").cloned().unwrap_or_default();
+        if text("kind") == ACCESS_REVIEW[1] && !status["allowed"].is_boolean() {
+            return Err(unavailable("it does not say what is allowed"));
+        }
+        self.remember(review, status.clone(), Instant::now());
+        Ok(status)
     }
+
+    fn remember(&self, review: &Value, status: Value, now: Instant) {
+        let mut known = lock(&self.known);
+        if known.len() >= MOST_REMEMBERED {
+            known.clear();
+        }
+        let lifetime = if status["allowed"] == true { ALLOWED } else { OTHER };
+        known.insert(digest(review), (status, now + lifetime, false));
+    }
+}
+
+/// A review holds a token, or may be long.
+fn digest(review: &Value) -> [u8; 32] {
+    sha256(review.to_string().as_bytes())
 }
 
 pub(crate) fn unauthenticated() -> Error {
-    let mend =
-        "ask through the Kubernetes API server (kubectl get --raw /apis/custom.metrics.k8s.io) or with a bearer token";
+    let mend = "ask through the API server (kubectl get --raw /apis/custom.metrics.k8s.io) or with a bearer token";
     refusal!(Unauthenticated, "Unauthorized: {mend}")
-}
-
-fn remember<T>(memory: &Memory<T>, digest: Digest, known: T, now: Instant, lifetime: Duration) {
-    let mut memory = lock(memory);
-    if memory.len() >= MOST_REMEMBERED {
-        memory.clear();
-    }
-    memory.insert(digest, (known, now + lifetime, false));
 }
 
 /// The question as the API server itself would put it.
@@ -154,27 +143,29 @@ fn spec(user: &User, route: &Route, path: &str) -> Value {
         spec["nonResourceAttributes"] = json!({ "path": path, "verb": "get" });
         return spec;
     };
-    let Read { version, namespace, access: [resource, subresource, name], .. } = &**read;
+    let Read { api: (group, version), namespace, access: [resource, subresource, name], .. } = &**read;
     spec["resourceAttributes"] = json!({
-        "namespace": namespace, "verb": read.verb(), "group": GROUP, "version": version,
+        "namespace": namespace, "verb": read.verb(), "group": group, "version": version,
         "resource": resource, "subresource": subresource, "name": name,
     });
     spec
 }
 
-fn forbidden(user: &User, route: &Route, path: &str, reason: &str) -> Error {
-    let who = format!("User {:?} cannot", user.name);
+/// The refusal of what a [`spec`] asks for, in the API server's words.
+fn forbidden(spec: &Value, reason: &str) -> Error {
     let filled = |text: &str, shown: String| if text.is_empty() { String::new() } else { shown };
-    let why = filled(reason, format!(": {reason}"));
-    let Route::Read(read) = route else {
-        return refusal!(Forbidden, "forbidden: {who} get path {path:?}{why}");
-    };
-    let Read { namespace, access: [resource, subresource, name], .. } = &**read;
+    let text = |pointer: &str| spec.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let (who, why) = (format!("User {:?} cannot", text("/user")), filled(reason, format!(": {reason}")));
+    if spec.get("resourceAttributes").is_none() {
+        return refusal!(Forbidden, "forbidden: {who} get path {:?}{why}", text("/nonResourceAttributes/path"));
+    }
+    let [verb, group, namespace, resource, subresource, name] =
+        ["verb", "group", "namespace", "resource", "subresource", "name"]
+            .map(|key| text(&format!("/resourceAttributes/{key}")));
     let whole = format!("{resource}{}", filled(subresource, format!("/{subresource}")));
-    let what = format!("{resource}.{GROUP}{}", filled(name, format!(" {name:?}")));
+    let what = format!("{resource}.{group}{}", filled(name, format!(" {name:?}")));
     let at = if namespace.is_empty() { "at the cluster scope" } else { &format!("in the namespace {namespace:?}") };
-    let verb = read.verb();
-    refusal!(Forbidden, "{what} is forbidden: {who} {verb} resource {whole:?} in API group {GROUP:?} {at}{why}")
+    refusal!(Forbidden, "{what} is forbidden: {who} {verb} resource {whole:?} in API group {group:?} {at}{why}")
 }
 
 #[cfg(test)]
@@ -191,7 +182,7 @@ mod tests {
         let base = "/apis/custom.metrics.k8s.io/v1beta2";
         let resource = |resource: &str, subresource: Option<&str>, name: &str| {
             let mut expected = json!({
-                "namespace": "default", "verb": "get", "group": GROUP, "version": "v1beta2", "resource": resource, "name": name,
+                "namespace": "default", "verb": "get", "group": "custom.metrics.k8s.io", "version": "v1beta2", "resource": resource, "name": name,
                 "subresource": subresource.unwrap_or_default(),
             });
             if name.is_empty() {
@@ -211,7 +202,7 @@ mod tests {
         ];
         for (rest, (key, expected)) in table {
             let target = format!("{base}{rest}");
-            let spec = spec(&joe(), &route("GET", &target).unwrap(), &target);
+            let spec = spec(&joe(), &route("GET", &target, true).unwrap(), &target);
             assert_eq!(spec[key], expected, "{rest}");
             assert_eq!((&spec["user"], &spec["groups"]), (&json!("joe"), &json!(["a", "system:authenticated"])));
         }
@@ -220,43 +211,47 @@ mod tests {
     #[test]
     fn a_refusal_reads_as_kubernetes_own() {
         let target = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/services/kuard/METRIC";
-        let read = forbidden(&joe(), &route("GET", target).unwrap(), target, "");
+        let read = forbidden(&spec(&joe(), &route("GET", target, true).unwrap(), target), "");
         assert_eq!(
             read.message,
             "services.custom.metrics.k8s.io \"kuard\" is forbidden: User \"joe\" cannot get resource \"services/METRIC\" in \
              API group \"custom.metrics.k8s.io\" in the namespace \"default\""
         );
-        let root = forbidden(&joe(), &Route::Version, "/", "no rule");
+        let root = forbidden(&spec(&joe(), &Route::Version, "/"), "no rule");
         assert_eq!(root.message, "forbidden: User \"joe\" cannot get path \"/\": no rule");
+    }
+
+    fn auth() -> (Auth, mpsc::Receiver<Value>) {
+        let (refreshes, wanted) = mpsc::sync_channel(REFRESHES);
+        let kube = Arc::new(Kube::new(&crate::config::Config::read(|_| None).unwrap()));
+        (Auth { kube, known: Mutex::default(), refreshes }, wanted)
     }
 
     #[test]
     fn an_allowance_in_use_is_asked_for_again_before_it_ends_and_a_denial_is_not() {
-        let (refreshes, wanted) = mpsc::sync_channel(REFRESHES);
-        let kube = Arc::new(Kube::new(&crate::config::Config::read(|_| None).unwrap()));
-        let auth = Auth { kube, tokens: Mutex::default(), decisions: Mutex::default(), refreshes };
-        let (now, spec) = (Instant::now(), json!({}));
-        let (allowed, denied) = (sha256(b"allowed"), sha256(b"denied"));
-        remember(&auth.decisions, allowed, None, now, ALLOW);
-        remember(&auth.decisions, denied, Some("no rule".to_owned()), now, DENY);
-        let at = |digest, seconds| {
-            let found = auth.remembered(digest, &spec, now + Duration::from_secs(seconds));
-            (found, wanted.try_iter().map(|(digest, _)| digest).collect::<Vec<_>>())
+        let (auth, wanted) = auth();
+        let (now, allowed, denied) = (Instant::now(), &json!({ "user": "allowed" }), &json!({ "user": "denied" }));
+        let review = |spec: &Value| json!({ "apiVersion": ACCESS_REVIEW[0], "kind": ACCESS_REVIEW[1], "spec": spec });
+        let (allowance, denial) = (json!({ "allowed": true }), json!({ "allowed": false, "reason": "no rule" }));
+        auth.remember(&review(allowed), allowance.clone(), now);
+        auth.remember(&review(denied), denial.clone(), now);
+        let at = |spec, seconds| {
+            let found = auth.status(ACCESS_REVIEW, spec, false, now + Duration::from_secs(seconds));
+            (found.ok(), wanted.try_iter().collect::<Vec<_>>())
         };
-        let denial = Some(Some("no rule".to_owned()));
         let table = [
-            (allowed, 0, (Some(None), vec![])),
-            (denied, 0, (denial.clone(), vec![])),
-            (denied, 9, (denial, vec![])),
+            (allowed, 0, (Some(allowance.clone()), vec![])),
+            (denied, 0, (Some(denial.clone()), vec![])),
+            (denied, 9, (Some(denial), vec![])),
             (denied, 10, (None, vec![])),
-            (allowed, 29, (Some(None), vec![])),
-            (allowed, 31, (Some(None), vec![allowed])),
-            (allowed, 32, (Some(None), vec![])),
-            (allowed, 59, (Some(None), vec![])),
+            (allowed, 29, (Some(allowance.clone()), vec![])),
+            (allowed, 31, (Some(allowance.clone()), vec![review(allowed)])),
+            (allowed, 32, (Some(allowance.clone()), vec![])),
+            (allowed, 59, (Some(allowance), vec![])),
             (allowed, 60, (None, vec![])),
         ];
-        for (digest, seconds, expected) in table {
-            assert_eq!(at(digest, seconds), expected, "after {seconds} s");
+        for (spec, seconds, expected) in table {
+            assert_eq!(at(spec, seconds), expected, "after {seconds} s");
         }
     }
 
@@ -267,11 +262,10 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let memory = Memory::default();
-        let now = Instant::now();
+        let (auth, _wanted) = auth();
         for n in 0..MOST_REMEMBERED + 10 {
-            remember(&memory, sha256(&n.to_be_bytes()), (), now, ALLOW);
+            auth.remember(&json!(n), json!({ "allowed": true }), Instant::now());
         }
-        assert!(lock(&memory).len() <= MOST_REMEMBERED);
+        assert!(lock(&auth.known).len() <= MOST_REMEMBERED);
     }
 }

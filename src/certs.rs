@@ -3,24 +3,23 @@
 //! The authority is published in `caBundle` of our APIServices before a certificate of it is used.
 //! Source: <https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/api-service-v1/>.
 
-use crate::error::{Error, Reason, refusal};
+use crate::prelude::*;
 use crate::tls::{Serving, anchors, base64, certificates, certified_key, decode_base64, pem};
-use crate::{changes::Changes, kube::FULL, kube::Kube, route::GROUP, route::VERSIONS, timestamp::unix_now};
+use crate::{api::JSON, changes::Changes, kube::Kube, route::APIS, timestamp::unix_now};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
-use serde_json::{Value, json};
-use std::{iter, sync::Arc, thread, time::Duration};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime};
+use std::{iter, thread};
 use ureq::http::Method;
 use webpki::{EndEntityCert, KeyUsage};
 
 const SECRET: &str = "custom-metrics-apiserver-certificate";
 const DAY: u64 = 86_400;
+/// Both the certificate and its authority are due when a third of their days is left.
 const CERTIFICATE_DAYS: u64 = 90;
 const AUTHORITY_DAYS: u64 = 3650;
 /// Until every API server has heard of a new authority.
 const PUBLISH: Duration = Duration::from_secs(2);
-/// Replicas that start together write one after the other.
-const ATTEMPTS: usize = 5;
 /// Authorities in a bundle: our own, and what was there before.
 const MOST_AUTHORITIES: usize = 4;
 
@@ -30,17 +29,16 @@ pub(crate) struct Keeper {
     pub(crate) changes: Arc<Changes>,
     pub(crate) service: String,
     pub(crate) namespace: String,
+    pub(crate) external: bool,
 }
 
-/// What lies in the Secret; all but the last two in PEM.
+/// What lies in the Secret, in PEM: the authority (and behind it the one before), its certificate, and their keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Kept {
     authority: String,
     authority_key: String,
     chain: String,
     key: String,
-    renew: u64,
-    renew_authority: u64,
 }
 
 impl Keeper {
@@ -59,7 +57,9 @@ impl Keeper {
     }
 
     fn round(&self) -> Result<(), Error> {
-        let kept = self.kept(unix_now())?;
+        // Of replicas that start together one writes the Secret, and the others read it.
+        let conflict = |error: &Error| error.reason == Reason::KubernetesConflict;
+        let kept = self.kept().or_else(|error| if conflict(&error) { self.kept() } else { Err(error) })?;
         let published = self.publish(&kept.authority);
         let failed = published.as_ref().is_err_and(|error| error.reason != Reason::ForeignSlot);
         // What is in use may be all that the API server trusts; at the start there is nothing to lose.
@@ -70,26 +70,18 @@ impl Keeper {
     }
 
     /// What lies in the Secret, made anew when it is missing, unusable or due.
-    fn kept(&self, now: u64) -> Result<Kept, Error> {
-        let (namespace, names) = (&self.namespace, self.names());
+    fn kept(&self) -> Result<Kept, Error> {
+        let (namespace, names, now) = (&self.namespace, self.names(), unix_now());
         let path = format!("/api/v1/namespaces/{namespace}/secrets/{SECRET}");
         let what = format!("Secret {SECRET} in namespace {namespace}");
-        let mut conflict = broken("the Secret is written by others all the time".to_owned());
-        for _ in 0..ATTEMPTS {
-            let mut secret = self.kube.call(Method::GET, &path, FULL, None, &what)?;
-            let found = Kept::read(&secret);
-            if let Some(kept) = found.as_ref().filter(|kept| kept.is_good(&names, now)) {
-                return Ok(kept.clone());
-            }
-            let made = Kept::make(found, &names, now).map_err(broken)?;
-            let _ = secret.as_object_mut().map(|fields| fields.insert("data".to_owned(), made.data()));
-            match self.kube.call(Method::PUT, &path, FULL, Some(&secret), &what) {
-                Ok(_) => return Ok(made),
-                Err(error) if error.reason == Reason::KubernetesConflict => conflict = error,
-                Err(error) => return Err(error),
-            }
+        let mut secret = self.kube.call(Method::GET, &path, JSON, None, &what)?;
+        let found = Kept::read(&secret);
+        if let Some(kept) = found.clone().filter(|kept| kept.is_good(&names, now)) {
+            return Ok(kept);
         }
-        Err(conflict)
+        let made = Kept::make(found, &names, now).map_err(broken)?;
+        let _ = secret.as_object_mut().map(|fields| fields.insert("data".to_owned(), made.data()));
+        self.kube.call(Method::PUT, &path, JSON, Some(&secret), &what).map(|_| made)
     }
 
     /// The names that the API server may ask for; the first is what it does ask for.
@@ -101,46 +93,39 @@ impl Keeper {
 
     /// Makes our APIServices trust `authority`, and gives the news its time where one of them trusted another.
     fn publish(&self, authority: &str) -> Result<(), Error> {
-        let results = VERSIONS.map(|version| self.publish_one(&format!("{version}.{GROUP}"), authority));
+        let apis = APIS.iter().take(2 + usize::from(self.external));
+        let results: Vec<_> = apis.map(|api| self.publish_one(&format!("{}.{}", api.1, api.0), authority)).collect();
         if results.contains(&Ok(true)) {
             thread::sleep(PUBLISH);
         }
         results.into_iter().try_for_each(|result| result.map(drop))
     }
 
+    /// Makes an APIService of ours trust `authority` beside what it trusts; whether that was something else.
     fn publish_one(&self, name: &str, authority: &str) -> Result<bool, Error> {
         let path = format!("/apis/apiregistration.k8s.io/v1/apiservices/{name}");
         let what = format!("APIService {name}");
-        let before = self.kube.call(Method::GET, &path, FULL, None, &what)?;
-        let Some(bundle) = self.bundle(&before, name, authority)? else { return Ok(false) };
-        let patch = json!({ "spec": { "caBundle": base64(bundle) } });
-        let after = self.kube.call(Method::PATCH, &path, FULL, Some(&patch), &what)?;
-        match self.bundle(&after, name, authority)? {
-            None => Ok(before.pointer("/spec/caBundle").is_some()),
-            Some(_) => Err(broken(format!("{what} does not keep its caBundle"))),
-        }
-    }
-
-    /// The bundle that an APIService should have; None if it is as it should be.
-    fn bundle(&self, service: &Value, name: &str, authority: &str) -> Result<Option<String>, Error> {
-        let text = |pointer: &str| service.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let before = self.kube.call(Method::GET, &path, JSON, None, &what)?;
+        let text = |pointer: &str| before.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let (place, owner) = (text("/spec/service/namespace"), text("/spec/service/name"));
-        if (place, owner) != (&self.namespace, &self.service) {
-            let what = format!("APIService {name} belongs to Service {place}/{owner}");
-            return Err(refusal!(ForeignSlot, "{what} and is left alone"));
-        }
-        if service.pointer("/spec/insecureSkipTLSVerify") == Some(&Value::Bool(true)) {
-            let what = format!("APIService {name} does not verify the adapter's certificate");
-            let patch = r#"--type=json -p='[{"op":"remove","path":"/spec/insecureSkipTLSVerify"}]'"#;
-            return Err(refusal!(ForeignSlot, "{what}; mend: kubectl patch apiservice {name} {patch}"));
-        }
+        let ours = (place, owner) == (&self.namespace, &self.service);
+        ensure!(ours, ForeignSlot, "{what} belongs to Service {place}/{owner} and is left alone");
+        let patch = r#"--type=json -p='[{"op":"remove","path":"/spec/insecureSkipTLSVerify"}]'"#;
+        let mend = format!("mend: kubectl patch apiservice {name} {patch}");
+        let verified = before.pointer("/spec/insecureSkipTLSVerify") != Some(&Value::Bool(true));
+        ensure!(verified, ForeignSlot, "{what} does not verify the adapter's certificate; {mend}");
         let old = decode_base64(text("/spec/caBundle")).and_then(|pem| certificates(pem).ok()).unwrap_or_default();
         let ours = certificates(authority).map_err(broken)?;
         if ours.iter().all(|certificate| old.contains(certificate)) {
-            return Ok(None);
+            return Ok(false);
         }
         let kept = old.iter().filter(|certificate| !ours.contains(certificate));
-        Ok(Some(ours.iter().chain(kept).take(MOST_AUTHORITIES).map(|der| pem("CERTIFICATE", der)).collect()))
+        let all = ours.iter().chain(kept).take(MOST_AUTHORITIES);
+        let bundle: String = all.map(|der| pem("CERTIFICATE", der)).collect();
+        let patch = json!({ "spec": { "caBundle": base64(bundle) } });
+        let after = self.kube.call(Method::PATCH, &path, JSON, Some(&patch), &what)?;
+        let [before, after, wanted] = [&before, &after, &patch].map(|it| it.pointer("/spec/caBundle"));
+        if after == wanted { Ok(before.is_some()) } else { Err(broken(format!("{what} does not keep its caBundle"))) }
     }
 }
 
@@ -148,34 +133,29 @@ impl Kept {
     fn read(secret: &Value) -> Option<Self> {
         let text = |key: &str| String::from_utf8(decode_base64(secret.get("data")?.get(key)?.as_str()?)?).ok();
         let (authority, authority_key) = (text("ca.crt")?, text("ca.key")?);
-        let (chain, key) = (text("tls.crt")?, text("tls.key")?);
-        let (renew, renew_authority) = (text("renew")?.parse().ok()?, text("renew-ca")?.parse().ok()?);
-        Some(Self { authority, authority_key, chain, key, renew, renew_authority })
+        Some(Self { authority, authority_key, chain: text("tls.crt")?, key: text("tls.key")? })
     }
 
     fn data(&self) -> Value {
-        let Self { authority, authority_key, chain, key, renew, renew_authority } = self;
-        json!({
-            "ca.crt": base64(authority), "ca.key": base64(authority_key), "tls.crt": base64(chain),
-            "tls.key": base64(key), "renew": base64(renew.to_string()), "renew-ca": base64(renew_authority.to_string()),
-        })
+        let [authority, authority_key] = [&self.authority, &self.authority_key].map(base64);
+        let [chain, key] = [&self.chain, &self.key].map(base64);
+        json!({ "ca.crt": authority, "ca.key": authority_key, "tls.crt": chain, "tls.key": key })
     }
 
-    /// Whether the certificate is not due, fits its key, and is one of the authority for `names`.
+    /// Whether the certificate fits its key and is one of the authority for `names`, and neither of them is due.
     fn is_good(&self, names: &[String], now: u64) -> bool {
-        let verify = || -> Option<()> {
-            let anchors = anchors(&self.authority).ok()?;
-            let chain = certificates(&self.chain).ok()?;
-            let leaf = EndEntityCert::try_from(chain.first()?).ok()?;
-            let time = UnixTime::since_unix_epoch(Duration::from_secs(now));
-            let (algorithms, usage) = (webpki::ALL_VERIFICATION_ALGS, KeyUsage::server_auth());
-            leaf.verify_for_usage(algorithms, &anchors, &[], time, usage, None, None).ok()?;
+        let check = || -> Option<bool> {
+            let (authorities, chain) = (certificates(&self.authority).ok()?, certificates(&self.chain).ok()?);
+            let (authority, leaf) = (authorities.first()?, chain.first()?);
+            verify(leaf, &anchors(&self.authority).ok()?, now).ok()?;
+            let named = EndEntityCert::try_from(leaf).ok()?;
             for name in names {
-                leaf.verify_is_valid_for_subject_name(&ServerName::try_from(name.as_str()).ok()?).ok()?;
+                named.verify_is_valid_for_subject_name(&ServerName::try_from(name.as_str()).ok()?).ok()?;
             }
-            certified_key(&self.chain, &self.key).ok().map(drop)
+            certified_key(&self.chain, &self.key).ok()?;
+            Some(lasts(leaf, CERTIFICATE_DAYS, now) && lasts(authority, AUTHORITY_DAYS, now))
         };
-        now < self.renew && now < self.renew_authority && verify().is_some()
+        check().unwrap_or_default()
     }
 
     /// A new certificate, of the authority that is there until that is due. The old one stays trusted until the next.
@@ -185,15 +165,14 @@ impl Kept {
         authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         let mut made = old.unwrap_or_default();
         let before = certificates(&made.authority).unwrap_or_default();
-        let due = before.is_empty() || now >= made.renew_authority;
-        let kept = PrivateKeyDer::from_pem_slice(made.authority_key.as_bytes()).ok().filter(|_| !due);
+        let lasting = before.first().filter(|authority| lasts(authority, AUTHORITY_DAYS, now));
+        let kept = lasting.and_then(|_| PrivateKeyDer::from_pem_slice(made.authority_key.as_bytes()).ok());
         let kept = kept.and_then(|der| KeyPair::try_from(&der).ok());
         let (anew, key) = (kept.is_none(), kept.map_or_else(KeyPair::generate, Ok).map_err(text)?);
         if anew {
             let new = authority.self_signed(&key).map_err(text)?;
             made.authority = iter::once(new.der()).chain(before.first()).map(|der| pem("CERTIFICATE", der)).collect();
             made.authority_key = pem("PRIVATE KEY", &key.serialize_der());
-            made.renew_authority = now + AUTHORITY_DAYS * DAY * 2 / 3;
         }
         let issuer = Issuer::new(authority, key);
         let key = KeyPair::generate().map_err(text)?;
@@ -202,9 +181,19 @@ impl Kept {
         params.use_authority_key_identifier_extension = true;
         made.chain = pem("CERTIFICATE", params.signed_by(&key, &issuer).map_err(text)?.der());
         made.key = pem("PRIVATE KEY", &key.serialize_der());
-        made.renew = now + CERTIFICATE_DAYS * DAY * 2 / 3;
         Ok(made)
     }
+}
+
+fn verify(certificate: &CertificateDer<'_>, anchors: &[TrustAnchor<'_>], now: u64) -> Result<(), webpki::Error> {
+    let (time, usage) = (UnixTime::since_unix_epoch(Duration::from_secs(now)), KeyUsage::server_auth());
+    let certificate = EndEntityCert::try_from(certificate)?;
+    certificate.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, anchors, &[], time, usage, None, None).map(drop)
+}
+
+/// Whether a third of so many days is left: without any anchor a certificate is refused, but an expired one for that.
+fn lasts(certificate: &CertificateDer<'_>, days: u64, now: u64) -> bool {
+    !matches!(verify(certificate, &[], now + days * DAY / 3), Err(webpki::Error::CertExpired { .. }))
 }
 
 /// Valid from an hour ago, for clocks that are late.
@@ -233,16 +222,22 @@ mod tests {
     #[test]
     fn a_made_certificate_is_good_until_it_is_due() {
         let made = Kept::make(None, &names(), NOW).unwrap();
-        for (now, good) in [(NOW, true), (NOW + 59 * DAY, true), (NOW + 60 * DAY, false), (NOW - 2 * DAY, false)] {
+        for (now, good) in [(NOW, true), (NOW + 59 * DAY, true), (NOW + 60 * DAY + 1, false), (NOW - 2 * DAY, false)] {
             assert_eq!(made.is_good(&names(), now), good, "{now}");
         }
         assert!(!made.is_good(&["other.svc".to_owned()], NOW));
+        let authority = &certificates(&made.authority).unwrap()[0];
+        let third = AUTHORITY_DAYS * DAY / 3;
+        let (lasts, is_due) = (NOW + AUTHORITY_DAYS * DAY - third, NOW + AUTHORITY_DAYS * DAY - third + 1);
+        assert!(super::lasts(authority, AUTHORITY_DAYS, lasts) && !super::lasts(authority, AUTHORITY_DAYS, is_due));
     }
 
     #[test]
     fn it_survives_the_secret() {
         let made = Kept::make(None, &names(), NOW).unwrap();
-        assert_eq!(Kept::read(&json!({ "data": made.data() })), Some(made));
+        let mut secret = json!({ "data": made.data() });
+        secret["data"]["renew"] = json!("a field of earlier versions");
+        assert_eq!(Kept::read(&secret), Some(made));
         for empty in [json!({}), json!({ "data": null }), json!({ "data": { "ca.crt": "!" } })] {
             assert_eq!(Kept::read(&empty), None, "{empty}");
         }
@@ -256,7 +251,7 @@ mod tests {
         assert_eq!((&second.authority, &second.authority_key), (&first.authority, &first.authority_key));
         assert_ne!(second.chain, first.chain);
         assert!(second.is_good(&names(), later));
-        let due = first.renew_authority + 1;
+        let due = NOW + AUTHORITY_DAYS * DAY * 2 / 3 + DAY;
         let third = Kept::make(Some(second), &names(), due).unwrap();
         assert!(third.is_good(&names(), due));
         assert!(third.authority.contains(&first.authority), "the old authority is trusted beside the new one");

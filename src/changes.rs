@@ -1,7 +1,7 @@
 //! Says in the log what changed, and only that: an outage is one line when it starts and one when it ends.
 
-use crate::{error::Error, error::Reason, lock};
-use std::{collections::BTreeMap, mem, sync::Mutex};
+use crate::prelude::*;
+use std::mem;
 
 /// Of each thing: the reason it fails for, if it does, and how often it did so far.
 #[derive(Debug, Default)]

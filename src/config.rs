@@ -1,11 +1,15 @@
 //! Settings from the environment: all of them read once, all mistakes in their syntax reported at once. What can be
 //! mended while the process runs (no token yet, the placeholder cluster name) is kept, and reads say how to mend it.
 
-use crate::error::quoted;
-use std::{env, fmt, net::IpAddr, net::SocketAddr, num::NonZeroU16, path::PathBuf, time::Duration};
+use crate::prelude::*;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{env, fmt, path::PathBuf};
+use ureq::http::Uri;
 
 pub const PLACEHOLDER_CLUSTER: &str = "YourClusterName";
 
+/// Queries a minute that nobody reaches.
+const MANY: u64 = 1_000_000;
 const DEFAULT_ENDPOINT: &str = "https://app.sysdigcloud.com";
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -16,12 +20,8 @@ pub struct Secret(String);
 impl Secret {
     /// Keeps `text` from being shown. None if it could not stand in an HTTP header.
     pub fn new(text: &str) -> Option<Self> {
-        Self::header(text).filter(|_| text.bytes().all(|byte| byte.is_ascii_graphic()))
-    }
-
-    /// A header's value, which may hold blanks. None if it is empty.
-    pub fn header(text: &str) -> Option<Self> {
-        (!text.is_empty()).then(|| Self(text.to_owned()))
+        let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+        fits.then(|| Self(text.to_owned()))
     }
 
     pub fn expose(&self) -> &str {
@@ -43,67 +43,59 @@ pub enum TokenSource {
     Missing,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// `SDC_ENDPOINT` without `/api` and without trailing slash: `https://app.sysdigcloud.com`.
-    pub endpoint: String,
-    pub token: TokenSource,
-    /// `CLUSTER_NAME`: the cluster's name in Sysdig Monitor; None while it is the placeholder or empty.
-    pub cluster: Option<String>,
-    /// `SDC_BACKEND`: whether PromQL is asked, or the Data API; None leaves it to the metric.
-    pub promql: Option<bool>,
-    pub sysdig_ca_file: Option<PathBuf>,
-    /// `SDC_TIMEOUT`: for one query, from name resolution to the last byte.
-    pub sysdig_timeout: Duration,
-    /// `SDC_MAX_CONCURRENT`: reads worked on at the same time.
-    pub max_concurrent: usize,
-    pub max_age: Duration,
-    /// `LISTEN_ADDR`; None means `[::]:10250`, or `0.0.0.0:10250` without IPv6.
-    pub listen: Option<SocketAddr>,
-    pub tls_files: Option<(PathBuf, PathBuf)>,
-    pub tls13_only: bool,
-    /// `SOCKET_DIR` or `TMPDIR`: where a fresh private directory for the inner sockets is made.
-    pub socket_dir: PathBuf,
-    /// `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT` as an URL; None outside a pod.
-    pub kubernetes: Option<String>,
-    pub service_account_dir: PathBuf,
-    pub service_name: String,
+const ENDPOINT: &str = "https://HOST[:PORT][/PATH], as https://app.sysdigcloud.com (http:// for this machine only)";
+const CLUSTER: &str = "the cluster's name as Sysdig Monitor shows it, without quotes or backslashes";
+const ADDRESS: &str = "an address with a port, such as 0.0.0.0:10250 or [::]:10250";
+const BACKENDS: [(&str, Option<bool>); 3] = [("auto", None), ("data", Some(false)), ("promql", Some(true))];
+const TLS_VERSIONS: [(&str, bool); 2] = [("1.2", false), ("1.3", true)];
+
+/// Makes [`Config`] out of its fields, each with its type and how it is read.
+macro_rules! settings {
+    ($env:ident: $($(#[$doc:meta])* $field:ident: $kind:ty = $read:expr;)+) => {
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Config { $($(#[$doc])* pub $field: $kind,)+ }
+
+        impl Config {
+            /// Reads the settings. Errors: one line for each mistake, naming the variable and what would be right.
+            pub fn read(variable: impl Fn(&str) -> Option<Result<String, String>>) -> Result<Self, Vec<String>> {
+                let mut $env = Reader { variable: &variable, mistakes: Vec::new() };
+                let config = Self { $($field: $read,)+ };
+                if $env.mistakes.is_empty() { Ok(config) } else { Err($env.mistakes) }
+            }
+        }
+    };
 }
 
-impl Config {
-    /// Reads the settings. Errors: one line for each mistake, naming the variable and what would be right.
-    pub fn read(variable: impl Fn(&str) -> Option<Result<String, String>>) -> Result<Self, Vec<String>> {
-        const ENDPOINT: &str =
-            "https://HOST[:PORT][/PATH], as https://app.sysdigcloud.com/api/ (http:// for this machine only)";
-        const CLUSTER: &str = "the cluster's name as Sysdig Monitor shows it, without quotes or backslashes";
-        const ADDRESS: &str = "an address with a port, such as 0.0.0.0:10250 or [::]:10250";
-        let backends = [("auto", None), ("data", Some(false)), ("promql", Some(true))];
-        let tls = [("1.2", false), ("1.3", true)];
-        let number = |text: &str| text.parse().ok().filter(|n| (1..=64).contains(n));
-        // A filter that the name goes into knows no escapes.
-        let cluster = |text: &str| checked(text, 253, |c| !c.is_control() && !['\'', '"', '\\'].contains(&c));
-        let service = |text: &str| checked(text, 63, |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
-        let mut env = Reader { variable: &variable, mistakes: Vec::new() };
-        let config = Self {
-            endpoint: env.parse("SDC_ENDPOINT", ENDPOINT, endpoint).unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
-            token: env.token(),
-            cluster: env.parse("CLUSTER_NAME", CLUSTER, cluster).filter(|name| name != PLACEHOLDER_CLUSTER),
-            promql: env.parse("SDC_BACKEND", "auto, data or promql", |text| named(&backends, text)).flatten(),
-            sysdig_ca_file: env.path("SDC_CA_FILE"),
-            sysdig_timeout: env.duration("SDC_TIMEOUT", ["100ms", "30s"], "5s"),
-            max_concurrent: env.parse("SDC_MAX_CONCURRENT", "a number from 1 to 64", number).unwrap_or(4),
-            // The shortest age still holds a whole window of samples.
-            max_age: env.duration("MAX_AGE", ["60s", "1h"], "120s"),
-            listen: env.parse("LISTEN_ADDR", ADDRESS, |text| text.parse().ok()),
-            tls_files: env.tls_files(),
-            tls13_only: env.parse("TLS_MIN_VERSION", "1.2 or 1.3", |text| named(&tls, text)).unwrap_or_default(),
-            socket_dir: env.path("SOCKET_DIR").unwrap_or_else(env::temp_dir),
-            kubernetes: env.kubernetes(),
-            service_account_dir: env.path("SERVICE_ACCOUNT_DIR").unwrap_or_else(|| SERVICE_ACCOUNT.into()),
-            service_name: env.parse("SERVICE_NAME", "a Service's name", service).unwrap_or_else(|| "api".to_owned()),
-        };
-        if env.mistakes.is_empty() { Ok(config) } else { Err(env.mistakes) }
-    }
+settings! { env:
+    /// Without `/api` and without trailing slash.
+    endpoint: String = env.parse("SDC_ENDPOINT", ENDPOINT, endpoint).unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
+    token: TokenSource = env.token();
+    /// The cluster's name in Sysdig Monitor; None while it is the placeholder or empty.
+    cluster: Option<String> = env.parse("CLUSTER_NAME", CLUSTER, cluster).filter(|name| name != PLACEHOLDER_CLUSTER);
+    /// Whether PromQL is asked, or the Data API; None leaves it to the metric.
+    promql: Option<bool> = env.parse("SDC_BACKEND", "auto, data or promql", |text| named(&BACKENDS, text)).flatten();
+    sysdig_ca_file: Option<PathBuf> = env.path("SDC_CA_FILE");
+    insecure_skip_verify: bool = env.switch("SDC_INSECURE_SKIP_VERIFY");
+    /// For one query, from name resolution to the last byte.
+    sysdig_timeout: Duration = env.duration("SDC_TIMEOUT", ["100ms", "30s"], "5s");
+    /// Queries under way at the same time.
+    max_concurrent: usize = env.number("SDC_MAX_CONCURRENT", [1, 64], 4) as usize;
+    max_queries: u64 = env.number("SDC_MAX_QUERIES_PER_MINUTE", [10, MANY], MANY);
+    /// The shortest one still holds a whole window of samples.
+    max_age: Duration = env.duration("MAX_AGE", ["60s", "1h"], "120s");
+    /// How often what is asked for is asked anew; zero asks for every read, and remembers nothing.
+    refresh_interval: Duration = env.duration("REFRESH_INTERVAL", ["0s", "1m"], "10s");
+    external: bool = env.switch("EXTERNAL_METRICS");
+    /// None means `[::]:10250`, or `0.0.0.0:10250` without IPv6.
+    listen: Option<SocketAddr> = env.parse("LISTEN_ADDR", ADDRESS, |text| text.parse().ok());
+    tls_files: Option<(PathBuf, PathBuf)> = env.tls_files();
+    tls13_only: bool = env.parse("TLS_MIN_VERSION", "1.2 or 1.3", |it| named(&TLS_VERSIONS, it)).unwrap_or_default();
+    /// Where a fresh private directory for the inner sockets is made.
+    socket_dir: PathBuf = env.path("SOCKET_DIR").unwrap_or_else(env::temp_dir);
+    /// An URL; None outside a pod.
+    kubernetes: Option<String> = env.kubernetes();
+    service_account_dir: PathBuf = env.path("SERVICE_ACCOUNT_DIR").unwrap_or_else(|| SERVICE_ACCOUNT.into());
+    service_name: String = env.parse("SERVICE_NAME", "a Service's name", service).unwrap_or_else(|| "api".to_owned());
 }
 
 struct Reader<'a> {
@@ -128,11 +120,21 @@ impl Reader<'_> {
         parsed
     }
 
+    fn number(&mut self, name: &str, [least, most]: [u64; 2], default: u64) -> u64 {
+        let right = format!("a number from {least} to {most}");
+        let found = self.parse(name, &right, |text| text.parse().ok().filter(|it| (least..=most).contains(it)));
+        found.unwrap_or(default)
+    }
+
     fn duration(&mut self, name: &str, [least, most]: [&str; 2], default: &str) -> Duration {
         let range = duration(least)..=duration(most);
         let right = format!("a duration from {least} to {most}");
         let found = self.parse(name, &right, |text| duration(text).filter(|found| range.contains(&Some(*found))));
         found.or_else(|| duration(default)).unwrap_or_default()
+    }
+
+    fn switch(&mut self, name: &str) -> bool {
+        self.parse(name, "true or false", |text| text.parse().ok()).unwrap_or_default()
     }
 
     fn path(&mut self, name: &str) -> Option<PathBuf> {
@@ -161,43 +163,45 @@ impl Reader<'_> {
 
     fn kubernetes(&mut self) -> Option<String> {
         let host = self.parse("KUBERNETES_SERVICE_HOST", "a host name or an address", host)?;
-        let port = self.parse("KUBERNETES_SERVICE_PORT", "1 to 65535", |it| it.parse::<NonZeroU16>().ok());
-        Some(format!("https://{host}:{}", port.map_or(443, NonZeroU16::get)))
+        Some(format!("https://{host}:{}", self.number("KUBERNETES_SERVICE_PORT", [1, 65_535], 443)))
     }
 }
 
+/// A filter that the name goes into knows no escapes.
+fn cluster(text: &str) -> Option<String> {
+    checked(text, 253, |c| !c.is_control() && !['\'', '"', '\\'].contains(&c))
+}
+
+fn service(text: &str) -> Option<String> {
+    checked(text, 63, |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+}
+
 fn checked(text: &str, longest: usize, allowed: impl Fn(char) -> bool) -> Option<String> {
-    (text.len() <= longest && text.chars().all(allowed)).then(|| text.to_owned())
+    ((1..=longest).contains(&text.len()) && text.chars().all(allowed)).then(|| text.to_owned())
 }
 
 /// A host for an URL; a bare IPv6 address gets its brackets.
 fn host(text: &str) -> Option<String> {
     let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
-    match bare.parse::<IpAddr>() {
-        Ok(IpAddr::V6(address)) => Some(format!("[{address}]")),
-        Ok(IpAddr::V4(address)) => Some(address.to_string()),
-        Err(_) => checked(text, 253, |c| c.is_ascii_alphanumeric() || "-._".contains(c)).filter(|it| !it.is_empty()),
-    }
+    let name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    bare.parse().map_or_else(|_| checked(text, 253, name), |address: Ipv6Addr| Some(format!("[{address}]")))
 }
 
 /// Accepts the endpoint as the old adapter (`https://HOST/api/`) and as Sysdig's SDK (`https://HOST`) want it.
 fn endpoint(text: &str) -> Option<String> {
-    let (scheme, rest) = text.split_once("://")?;
-    let rest = rest.trim_end_matches('/');
-    let rest = rest.strip_suffix("/api").unwrap_or(rest).trim_end_matches('/');
-    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let slash = if path.is_empty() { "" } else { "/" };
-    let (name, number) = match authority.rsplit_once(':') {
-        Some((name, digits)) if !digits.ends_with(']') => (name, format!(":{}", digits.parse::<NonZeroU16>().ok()?)),
-        _ => (authority, String::new()),
-    };
-    let host = host(name)?;
+    // Neither a user's name nor a query, a fragment or an escape.
+    let plain = checked(text, usize::MAX, |c| c.is_ascii_alphanumeric() || "-._~/:[]".contains(c))?;
+    let uri: Uri = plain.parse().ok()?;
+    let (scheme, host) = (uri.scheme_str()?, host(uri.host()?)?);
+    let port = uri.port_u16().filter(|port| *port > 0).map_or_else(String::new, |port| format!(":{port}"));
+    let path = uri.path().trim_end_matches('/');
+    let path = path.strip_suffix("/api").unwrap_or(path).trim_end_matches('/');
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
     let loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
-    let scheme = scheme.to_ascii_lowercase();
     let fits = scheme == "https" || (scheme == "http" && loopback);
-    let path = checked(path, usize::MAX, |c| c.is_ascii_alphanumeric() || "-._~/".contains(c)).filter(|_| fits)?;
-    Some(format!("{scheme}://{host}{number}{slash}{path}"))
+    // What is no port is not seen by `port_u16`, but stands in the authority.
+    let whole = uri.authority()?.as_str().len() == uri.host()?.len() + port.len();
+    (fits && whole).then(|| format!("{scheme}://{host}{port}{path}"))
 }
 
 /// One number with one unit: `500ms`, `5s`, `2m`, `1h`.
@@ -250,6 +254,12 @@ mod tests {
             ("https://user:secret@app.sysdigcloud.com", None),
             ("https://app.sysdigcloud.com:0", None),
             ("https://app.sysdigcloud.com:https", None),
+            ("https://app.sysdigcloud.com:", None),
+            ("https://app.sysdigcloud.com:99999", None),
+            ("https://app.sysdigcloud.com#x", None),
+            ("https://[app.sysdigcloud.com]", None),
+            ("https:///api/", None),
+            ("https://app.sysdigcloud.com//api//", Some("https://app.sysdigcloud.com")),
             ("https://app.sysdigcloud.com/api?x=1", None),
             ("https://app sysdigcloud.com", None),
         ];

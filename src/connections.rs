@@ -1,31 +1,26 @@
 //! The live connections: how many there may be, who makes room for whom, and the end of them all.
 
-use crate::lock;
-use std::sync::{Arc, Condvar, Mutex, PoisonError, atomic::AtomicBool};
-use std::{collections::BTreeMap, net::Shutdown, net::TcpStream, time::Duration};
+use crate::prelude::*;
+use std::{net::Shutdown, net::TcpStream, sync::Condvar, sync::atomic::AtomicBool};
 
 /// How long a new connection waits for the end of one that was closed for it.
 const ENDING: Duration = Duration::from_secs(1);
 
 pub(crate) struct Connections {
     places: usize,
-    live: Mutex<Live>,
+    /// In the order they came.
+    live: Mutex<BTreeMap<u64, Entry>>,
     gone: Condvar,
     /// Answers are the last of their connections; see [`Self::close_idle`].
     pub(crate) draining: AtomicBool,
-}
-
-#[derive(Default)]
-struct Live {
-    last: u64,
-    tickets: usize,
-    entries: BTreeMap<u64, Entry>,
 }
 
 struct Entry {
     stream: Arc<TcpStream>,
     verified: bool,
     busy: bool,
+    /// To make room; its thread still ends.
+    closed: bool,
 }
 
 /// A connection's place; given back when dropped.
@@ -41,42 +36,42 @@ impl Connections {
     pub(crate) fn admit(self: &Arc<Self>, stream: &Arc<TcpStream>) -> Option<Ticket> {
         let mut live = lock(&self.live);
         // The other places are for connections that were closed and whose threads still end.
-        if live.entries.len() >= self.places - (self.places / 4).clamp(1, self.places) {
-            let oldest = *live.entries.iter().find(|(_, entry)| !entry.verified)?.0;
-            let _ = live.entries.remove(&oldest)?.stream.shutdown(Shutdown::Both);
+        let usable = self.places - (self.places / 4).max(1);
+        if live.values().filter(|entry| !entry.closed).count() >= usable {
+            let oldest = live.values_mut().find(|entry| !entry.verified && !entry.closed)?;
+            let _ = oldest.stream.shutdown(Shutdown::Both);
+            oldest.closed = true;
         }
-        let room = self.gone.wait_timeout_while(live, ENDING, |live| live.tickets >= self.places);
+        let room = self.gone.wait_timeout_while(live, ENDING, |live| live.len() >= self.places);
         let (mut live, patience) = room.unwrap_or_else(PoisonError::into_inner);
         if patience.timed_out() {
             return None;
         }
-        live.last += 1;
-        live.tickets += 1;
-        let id = live.last;
-        live.entries.insert(id, Entry { stream: stream.clone(), verified: false, busy: false });
+        let id = live.last_key_value().map_or(0, |(last, _)| last + 1);
+        live.insert(id, Entry { stream: stream.clone(), verified: false, busy: false, closed: false });
         Some(Ticket(self.clone(), id))
     }
 
     /// Whether places are scarce, such that nobody unknown should hold one for long.
     pub(crate) fn crowded(&self) -> bool {
-        lock(&self.live).tickets > self.places / 4
+        lock(&self.live).len() > self.places / 4
     }
 
     /// Closes what waits for a request, and waits for what is being answered. True if no connection is left.
     pub(crate) fn close_idle(&self, patience: Duration) -> bool {
         let live = lock(&self.live);
-        for entry in live.entries.values().filter(|entry| !entry.busy) {
+        for entry in live.values().filter(|entry| !entry.busy) {
             let _ = entry.stream.shutdown(Shutdown::Read);
         }
-        let ended = self.gone.wait_timeout_while(live, patience, |live| !live.entries.is_empty());
-        ended.unwrap_or_else(PoisonError::into_inner).0.entries.is_empty()
+        let ended = self.gone.wait_timeout_while(live, patience, |live| !live.is_empty());
+        ended.unwrap_or_else(PoisonError::into_inner).0.is_empty()
     }
 }
 
 impl Ticket {
     /// Notes whether the peer proved who it is, and whether a request of it is being worked on.
     pub(crate) fn set(&self, verified: bool, busy: bool) {
-        if let Some(entry) = lock(&self.0.live).entries.get_mut(&self.1) {
+        if let Some(entry) = lock(&self.0.live).get_mut(&self.1) {
             (entry.verified, entry.busy) = (verified, busy);
         }
     }
@@ -84,10 +79,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut live = lock(&self.0.live);
-        live.entries.remove(&self.1);
-        live.tickets -= 1;
-        drop(live);
+        lock(&self.0.live).remove(&self.1);
         self.0.gone.notify_all();
     }
 }

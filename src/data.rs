@@ -1,84 +1,76 @@
 //! Questions to Sysdig's Data API.
 //! Source: <https://docs.sysdig.com/en/docs/developer-tools/working-with-the-data-api/>.
 
+use crate::prelude::*;
+use crate::selector::{Operator, Requirement, Tuning};
+use crate::sysdig::{Object, Question, Row, Rows, Scope, Sysdig, invalid_answer, other_object};
+use crate::{api::JSON, promql::label_name, quantity::Quantity, route::Resource};
 use serde::Deserialize;
-use serde_json::{Value, json};
-
-use crate::error::{Error, quoted, refusal};
-use crate::kube::MOST_OBJECTS;
-use crate::promql::label_name;
-use crate::quantity::Quantity;
-use crate::route::Resource;
-use crate::selector::{Requirement, Tuning};
-use crate::sysdig::{JSON, Question, Row, Sysdig, invalid_answer};
+use std::{iter, vec};
 
 /// Every container has it: where it has a value, silence of another metric means idleness.
 const COMPANION: &str = "container.count";
 const CLUSTER: &str = "kubernetes.cluster.name";
 /// Labels beside those of resources that have another form in PromQL.
 const LABELS: [&str; 5] = [CLUSTER, "container.name", "net.http.method", "net.http.statusCode", "net.http.url"];
-const PAGE: usize = MOST_OBJECTS;
-const CATALOGUE_PAGES: usize = 20;
+/// There is no escape for a quote in the language of filters.
+const UNFIT: &str = "cannot stand in a Sysdig filter: it holds a quote or a backslash";
+const PAGE: usize = 1000;
+const MOST_PAGES: usize = 20;
 
 #[derive(Deserialize)]
-struct Data {
-    data: Vec<DataRow>,
+struct Page {
+    data: Vec<Line>,
 }
 
+/// The end of the window, and what stands in each of the columns.
 #[derive(Deserialize)]
-struct DataRow {
+struct Line {
     t: u64,
     d: Vec<Value>,
 }
 
-pub(crate) fn rows(sysdig: &Sysdig, question: &Question<'_>, end: u64) -> Result<Vec<Row>, Error> {
-    let Question { metric, tuning: Tuning { time, group, window }, by, scope, host, .. } = question;
-    let place = Resource::NAMESPACES.label;
-    let namespace = scope.iter().filter(|it| it.key == place && *by != Some(place)).find_map(|it| it.values.first());
-    let labels: Vec<&str> = namespace.map(|_| place).into_iter().chain(*by).collect();
-    let mut columns: Vec<Value> = labels.iter().map(|id| json!({ "id": id })).collect();
-    columns.push(column(metric, time, group));
-    if *metric != COMPANION && !host {
-        columns.push(column(COMPANION, "avg", "sum"));
+pub(crate) fn rows(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64) -> Result<Rows> {
+    let Question { metric, tuning: Tuning { time, group, window }, .. } = question;
+    let mut metrics = vec![column(metric, time, group)];
+    if metric != COMPANION && !question.is_host() {
+        metrics.push(column(COMPANION, "avg", "sum"));
     }
-    let mut rows = Vec::new();
-    for DataRow { t, d } in ask(sysdig, *host, [end.saturating_sub(*window), end], &question.requirements(), &columns)?
-    {
-        let mut cells = d.into_iter();
-        if namespace.is_some_and(|namespace| cells.next().is_none_or(|cell| cell != **namespace)) {
-            return Err(invalid_answer("it is about another namespace than asked for"));
-        }
-        let asked =
-            |cell: &Value| scope.iter().any(|it| Some(it.key.as_str()) == *by && it.values.iter().any(|v| cell == v));
-        let Some(Value::String(object)) = cells.next().filter(asked) else {
-            return Err(invalid_answer("it is about another object than asked for"));
-        };
+    let (span, within) = ([end.saturating_sub(*window), end], [scope.requirements(question), question.labels.clone()]);
+    let mut rows = Rows::new();
+    for (object, end, mut cells) in ask(sysdig, question, question.object_labels(), span, &within.concat(), metrics)? {
         let value = match cells.next().unwrap_or_default() {
             Value::Null => None,
             Value::Number(number) => Some(Quantity::parse(&number.to_string())),
             _ => return Err(invalid_answer("a metric's value is no number")),
         };
-        rows.push(Row { object, end: t, value, pods: None });
+        let seen = cells.next().is_some_and(|cell| !cell.is_null());
+        let pods = (*question.resource == Resource::PODS).then_some(u64::from(seen || metric == COMPANION));
+        let row = Row { end, value, pods, differing: String::new() };
+        rows.entry(object).and_modify(|row| row.value = Some(Err(Reason::Ambiguous))).or_insert(row);
     }
     Ok(rows)
 }
 
-pub(crate) fn pods(sysdig: &Sysdig, question: &Question<'_>, end: u64) -> Result<u64, Error> {
-    let columns = [json!({ "id": Resource::PODS.label }), column(COMPANION, "avg", "avg")];
-    let start = end.saturating_sub(question.tuning.window);
-    let rows = ask(sysdig, false, [start, end], &question.scope, &columns)?;
-    Ok(rows.iter().filter(|row| row.d.iter().all(|cell| !cell.is_null())).count() as u64)
+pub(crate) fn pods(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64) -> Result<BTreeMap<Object, u64>> {
+    let (by, span) = (question.object_labels(), [end.saturating_sub(question.tuning.window), end]);
+    let metrics = vec![json!({ "id": Resource::PODS.label }), column(COMPANION, "avg", "avg")];
+    let mut pods = BTreeMap::new();
+    for (object, _, mut cells) in ask(sysdig, question, by, span, &scope.requirements(question), metrics)? {
+        *pods.entry(object).or_default() += u64::from(cells.all(|cell| !cell.is_null()));
+    }
+    Ok(pods)
 }
 
-pub(crate) fn is_collected(sysdig: &Sysdig, question: &Question<'_>, end: u64) -> Result<bool, Error> {
-    let day = [end.saturating_sub(86_400), end];
-    let rows = ask(sysdig, question.host, day, &[], &[column(question.metric, "avg", "avg")])?;
-    Ok(rows.iter().any(|row| row.d.iter().any(|cell| !cell.is_null())))
+pub(crate) fn is_collected(sysdig: &Sysdig, question: &Question, end: u64) -> Result<bool> {
+    let (day, metrics) = ([end.saturating_sub(86_400), end], vec![column(&question.metric, "avg", "avg")]);
+    let mut rows = ask(sysdig, question, [None; 2], day, &[], metrics)?.into_iter();
+    Ok(rows.any(|(_, _, mut cells)| cells.any(|cell| !cell.is_null())))
 }
 
-pub(crate) fn catalogue(sysdig: &Sysdig) -> Result<Vec<String>, Error> {
+pub(crate) fn catalogue(sysdig: &Sysdig) -> Result<Vec<String>> {
     let mut ids = Vec::new();
-    for page in 0..CATALOGUE_PAGES {
+    for page in 0..MOST_PAGES {
         let path = format!("/api/v2/metrics/descriptors?limit={PAGE}&offset={}", page * PAGE);
         let found: Value = sysdig.ask(&path, None)?;
         let list = found.pointer("/metricDescriptors").and_then(Value::as_array);
@@ -92,47 +84,75 @@ pub(crate) fn catalogue(sysdig: &Sysdig) -> Result<Vec<String>, Error> {
     Ok(ids)
 }
 
-type Rows = Result<Vec<DataRow>, Error>;
-
-fn ask(sysdig: &Sysdig, host: bool, [start, end]: [u64; 2], within: &[Requirement], columns: &[Value]) -> Rows {
-    let body = json!({
-        "start": start, "end": end, "sampling": end.saturating_sub(start), "metrics": columns,
-        "filter": filter(sysdig.cluster()?, within)?, "paging": { "from": 0, "to": PAGE - 1 },
-        "dataSourceType": if host { "host" } else { "container" },
-    });
-    let Data { data } = sysdig.ask("/api/data", Some((JSON, body.to_string())))?;
-    let whole = data.iter().all(|row| row.d.len() == columns.len());
-    if whole { Ok(data) } else { Err(invalid_answer("a row has another number of columns than asked for")) }
+/// All pages of an answer. A row has the object that its labels `by` name, the end of its window, and the metrics' cells.
+fn ask(
+    sysdig: &Sysdig,
+    question: &Question,
+    by: [Option<&str>; 2],
+    [start, end]: [u64; 2],
+    within: &[Requirement],
+    metrics: Vec<Value>,
+) -> Result<Vec<(Object, u64, vec::IntoIter<Value>)>> {
+    let filter = filter(sysdig.cluster()?, within)?;
+    let columns: Vec<Value> = by.iter().flatten().map(|label| json!({ "id": label })).chain(metrics).collect();
+    let mut rows = Vec::new();
+    for page in 0..MOST_PAGES {
+        let body = json!({
+            "start": start, "end": end, "sampling": end.saturating_sub(start), "metrics": columns, "filter": filter,
+            "paging": { "from": page * PAGE, "to": (page + 1) * PAGE - 1 },
+            "dataSourceType": if question.is_host() { "host" } else { "container" },
+        });
+        let Page { data } = sysdig.ask("/api/data", Some((JSON, body.to_string())))?;
+        let last = data.len() < PAGE;
+        for Line { t, d } in data {
+            let whole = d.len() == columns.len();
+            whole.then_some(()).ok_or_else(|| invalid_answer("a row has another number of columns than asked for"))?;
+            let mut cells = d.into_iter();
+            let [namespace, name] = by.map(|label| match label.and_then(|_| cells.next()) {
+                Some(Value::String(text)) => Ok(text),
+                Some(_) => Err(other_object()),
+                None => Ok(String::new()),
+            });
+            rows.push(((namespace?, name?), t, cells));
+        }
+        if last {
+            return Ok(rows);
+        }
+    }
+    Err(invalid_answer("it has more rows than the adapter reads (20,000)"))
 }
 
 fn column(metric: &str, time: &str, group: &str) -> Value {
-    json!({ "id": metric, "aggregations": { "time": time, "group": group } })
+    json!({ "id": metric, "aggregations": { "time": time, "group": if group.is_empty() { "avg" } else { group } } })
 }
 
-/// Cluster and requirements, joined by `and`. There is no escape for a quote in this language, so a
-/// value with one is refused.
-fn filter(cluster: &str, requirements: &[Requirement]) -> Result<String, Error> {
-    let cluster = Requirement { key: CLUSTER.to_owned(), values: vec![cluster.to_owned()] };
-    let parts = std::iter::once(&cluster).chain(requirements).map(|Requirement { key, values }| {
-        if let Some(value) = values.iter().find(|it| it.contains(|c: char| c.is_control() || "'\"\\".contains(c))) {
-            let mistake = "cannot stand in a Sysdig filter: it holds a quote or a backslash";
-            return Err(refusal!(InvalidRequest, "{} {mistake}", quoted(value)));
-        }
-        let mut known = Resource::ALL.iter().map(|it| it.label).chain(LABELS);
+/// Cluster and requirements, joined by `and`.
+fn filter(cluster: &str, requirements: &[Requirement]) -> Result<String> {
+    let cluster = Requirement::is(CLUSTER, [cluster.to_owned()]);
+    let parts = iter::once(&cluster).chain(requirements).map(|Requirement { key, operator, values }| {
+        let text = values.join(", ");
+        let fits = !text.contains(|c: char| c.is_control() || "'\"\\".contains(c));
+        ensure!(fits, InvalidRequest, "{} {UNFIT}", quoted(&text));
+        let mut known = Resource::all().map(|it| it.label).chain(LABELS);
         let id = known.find(|label| label_name(label) == *key).unwrap_or(key);
         let list = values.iter().map(|value| format!("'{value}'")).collect::<Vec<_>>().join(", ");
-        Ok(if values.len() == 1 { format!("{id} = {list}") } else { format!("{id} in ({list})") })
+        Ok(match operator {
+            Operator::In if values.len() == 1 => format!("{id} = {list}"),
+            Operator::In => format!("{id} in ({list})"),
+            Operator::NotIn => format!("not {id} in ({list})"),
+            Operator::Exists => format!("{id} != null"),
+            Operator::DoesNotExist => format!("{id} = null"),
+        })
     });
-    Ok(parts.collect::<Result<Vec<_>, _>>()?.join(" and "))
+    Ok(parts.collect::<Result<Vec<_>>>()?.join(" and "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Reason;
 
     fn requirement(key: &str, values: &[&str]) -> Requirement {
-        Requirement { key: key.to_owned(), values: values.iter().map(|value| (*value).to_owned()).collect() }
+        Requirement::is(key, values.iter().map(|value| (*value).to_owned()))
     }
 
     #[test]

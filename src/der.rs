@@ -1,6 +1,5 @@
-//! The common name out of a certificate's DER subject: the one thing webpki does not tell.
-//! Pure. Reads what RFC 5280 §4.1.2.4 allows, definite lengths only, and nothing else.
-//! Source: <https://www.rfc-editor.org/rfc/rfc5280#section-4.1.2.4>.
+//! The common name out of a certificate's DER subject: the one thing webpki does not tell. Pure.
+//! Reads <https://www.rfc-editor.org/rfc/rfc5280#section-4.1.2.4>, definite lengths only, and nothing else.
 
 /// 2.5.4.3, commonName.
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
@@ -11,8 +10,7 @@ const UTF8_STRING: u8 = 0x0c;
 const PRINTABLE_STRING: u8 = 0x13;
 const IA5_STRING: u8 = 0x16;
 
-/// The last common name in `subject`, the content of a Name without its outer SEQUENCE header, as
-/// Go's crypto/x509 picks it. None if there is none or the encoding is broken.
+/// The last common name in `subject`, the content of a Name, as Go's crypto/x509 picks it. None if the DER is broken.
 pub fn common_name(subject: &[u8]) -> Option<String> {
     let mut found = None;
     for (set, names) in elements(subject)? {

@@ -3,16 +3,16 @@
 //! of that moment, opens a Unix socket to the inner server of the request's class, sends the head anew, relays the
 //! answer and goes on: the inner server's pool cannot starve, and nothing can be smuggled behind a request.
 
-use crate::requestheader::{RequestHeader, Trust};
-use crate::{api::Response, connections::Connections, connections::Ticket, error::Error, error::refusal, head};
-use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::{ServerConfig, ServerConnection, Stream};
-use std::hash::{BuildHasher, RandomState};
+use crate::prelude::*;
+use crate::requestheader::Trust;
+use crate::{api::Response, connections::Connections, connections::Ticket, head::Head, requestheader::RequestHeader};
+use crate::{head, random, server};
+use rustls::pki_types::UnixTime;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
-use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc, sync::atomic::Ordering, thread};
+use std::{mem, os::unix::net::UnixStream, path::Path, path::PathBuf, sync::atomic::Ordering, thread};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(10);
@@ -22,13 +22,10 @@ const WRITE: Duration = Duration::from_secs(10);
 const INNER: Duration = Duration::from_secs(60);
 /// A verdict on a certificate is used again for so long on the same connection.
 const VERDICT: Duration = Duration::from_secs(1);
-/// How long a certificate that is not trusted yet waits for a fresh look at the configuration.
-const ROTATION: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: u64 = 256 * 1024;
 const HEAD_UNVERIFIED: usize = 32 * 1024;
 const HEAD_FRONT_PROXY: usize = 1024 * 1024;
-const STACK: usize = 256 * 1024;
 
 pub(crate) struct Door {
     pub(crate) connections: Arc<Connections>,
@@ -59,30 +56,24 @@ impl Door {
             let end = door.connection(&stream, &ticket);
             end.unwrap_or_else(|error| log::debug!("connection: {error}"));
         };
-        let started = thread::Builder::new().name("connection".to_owned()).stack_size(STACK).spawn(work);
-        let refused = |error: &io::Error| log::warn!("a connection was refused, no thread could be started: {error}");
-        started.map(drop).inspect_err(refused)
+        let refused = |error: &io::Error| log::warn!("a connection was refused: {error}");
+        server::spawn("connection", work).map_err(io::Error::other).inspect_err(refused)
     }
 
     fn connection(&self, stream: &TcpStream, ticket: &Ticket) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        let mut session = ServerConnection::new(self.tls.clone()).map_err(io::Error::other)?;
-        let mut socket = Timed { stream, deadline: Instant::now() + HANDSHAKE };
-        while session.is_handshaking() {
-            session.complete_io(&mut socket)?;
+        let session = ServerConnection::new(self.tls.clone()).map_err(io::Error::other)?;
+        let mut tls = StreamOwned::new(session, Timed { stream, deadline: Instant::now() + HANDSHAKE });
+        while tls.conn.is_handshaking() {
+            tls.conn.complete_io(&mut tls.sock)?;
         }
-        let chain = session.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
-        let mut peer = Peer { session, socket, chain, verdict: None, buffer: Vec::new() };
-        let retire = Instant::now() + self.age + jitter(self.age / 5);
+        let mut peer = Peer { tls, ticket, verdict: None, buffer: Vec::new() };
+        let retire = Instant::now() + self.age.mul_f64(1.0 + random() / 5.0);
         loop {
             let verified = peer.judge(&self.trust, None).is_some();
-            ticket.set(verified, false);
-            let length = peer.read_head(ticket, verified)?;
-            let (answer, keep) = match length {
-                Ok(0) => return peer.close(),
-                Ok(length) => self.answer(&mut peer, length),
-                Err(refused) => (encode(&refused.response()), false),
-            };
+            let Some(head) = peer.read_head(verified)? else { return peer.close() };
+            let answered = head.and_then(|head| self.answer(&mut peer, &head));
+            let (answer, keep) = answered.unwrap_or_else(|error| (encode(&error.response()), false));
             let last = !keep || self.connections.draining.load(Ordering::Relaxed) || Instant::now() >= retire;
             peer.send(answer, last)?;
             if last {
@@ -91,26 +82,21 @@ impl Door {
         }
     }
 
-    /// The answer to the head that starts the buffer, which it leaves, and whether the connection can go on.
-    fn answer(&self, peer: &mut Peer<'_>, length: usize) -> (Vec<u8>, bool) {
-        let patience = if self.connections.crowded() { Duration::ZERO } else { ROTATION };
-        let identity = peer.judge(&self.trust, Some(patience));
-        let head: Vec<u8> = peer.buffer.drain(..length.min(peer.buffer.len())).collect();
-        peer.buffer.shrink_to(16 * 1024);
-        let exchanged = head::Head::parse(&head).and_then(|head| {
-            let socket = if identity.is_some() { &self.front_proxy } else { &self.direct };
-            let request = head.rebuild(identity.as_ref().map(|config| &config.headers));
-            let failed = |error| {
-                log::warn!("inner server: {error}");
-                refusal!(Internal, "the adapter failed to answer; its log says why (kubectl logs)")
-            };
-            Ok((exchange(socket, &request).map_err(failed)?, head.keep_alive))
-        });
-        exchanged.unwrap_or_else(|error| (encode(&error.response()), false))
+    /// The inner server's answer, and whether the connection can go on.
+    fn answer(&self, peer: &mut Peer<'_>, head: &[u8]) -> Result<(Vec<u8>, bool), Error> {
+        let head = Head::parse(head)?;
+        let identity = peer.judge(&self.trust, Some(!self.connections.crowded()));
+        let socket = if identity.is_some() { &self.front_proxy } else { &self.direct };
+        let answer = exchange(socket, &head.rebuild(identity.as_ref().map(|config| &config.headers)));
+        let failed = |error| {
+            log::warn!("inner server: {error}");
+            refusal!(Internal, "the adapter failed to answer; its log says why (kubectl logs)")
+        };
+        Ok((answer.map_err(failed)?, head.keep_alive))
     }
 }
 
-fn exchange(socket: &PathBuf, request: &[u8]) -> io::Result<Vec<u8>> {
+fn exchange(socket: &Path, request: &[u8]) -> io::Result<Vec<u8>> {
     let mut inner = UnixStream::connect(socket)?;
     inner.set_read_timeout(Some(INNER))?;
     inner.set_write_timeout(Some(WRITE))?;
@@ -129,11 +115,6 @@ fn encode(response: &Response) -> Vec<u8> {
     [head.as_bytes(), headers.as_bytes(), b"\r\n", body].concat()
 }
 
-fn jitter(most: Duration) -> Duration {
-    let random = RandomState::new().hash_one(0_u8) % 1024;
-    most.mul_f64(random as f64 / 1024.0)
-}
-
 /// A socket whose reads and writes end at one deadline, however slowly the bytes come.
 struct Timed<'a> {
     stream: &'a TcpStream,
@@ -141,23 +122,24 @@ struct Timed<'a> {
 }
 
 impl Timed<'_> {
-    fn left(&self) -> io::Result<Option<Duration>> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(TimedOut.into()) } else { Ok(Some(left)) }
+    fn stream(&self) -> io::Result<&TcpStream> {
+        let left = self.deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
+        let left = Some(left.ok_or(TimedOut)?);
+        self.stream.set_read_timeout(left)?;
+        self.stream.set_write_timeout(left)?;
+        Ok(self.stream)
     }
 }
 
 impl Read for Timed<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(self.left()?)?;
-        self.stream.read(buffer)
+        self.stream()?.read(buffer)
     }
 }
 
 impl Write for Timed<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(self.left()?)?;
-        self.stream.write(buffer)
+        self.stream()?.write(buffer)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -166,9 +148,8 @@ impl Write for Timed<'_> {
 }
 
 struct Peer<'a> {
-    session: ServerConnection,
-    socket: Timed<'a>,
-    chain: Vec<CertificateDer<'static>>,
+    tls: StreamOwned<ServerConnection, Timed<'a>>,
+    ticket: &'a Ticket,
     /// How the certificate was judged, under which configuration and when.
     verdict: Option<(Arc<RequestHeader>, Instant, bool)>,
     /// What was received and not yet answered.
@@ -176,13 +157,11 @@ struct Peer<'a> {
 }
 
 impl Peer<'_> {
-    /// The configuration under which this peer speaks for users now, if it does; with `patience` for a fresh look.
-    fn judge(&mut self, trust: &Trust, patience: Option<Duration>) -> Option<Arc<RequestHeader>> {
-        if self.chain.is_empty() {
-            return None;
-        }
+    /// The configuration under which this peer speaks for users, if it does; with `wait` a new one in a rotation, too.
+    fn judge(&mut self, trust: &Trust, wait: Option<bool>) -> Option<Arc<RequestHeader>> {
+        self.tls.conn.peer_certificates()?;
         let current = trust.current().filter(|config| self.accepts(config));
-        current.or_else(|| trust.refreshed(patience?).filter(|config| self.accepts(config)))
+        current.or_else(|| trust.refreshed(wait?).filter(|config| self.accepts(config)))
     }
 
     fn accepts(&mut self, config: &Arc<RequestHeader>) -> bool {
@@ -191,62 +170,57 @@ impl Peer<'_> {
         if let Some((_, _, verified)) = self.verdict.as_ref().filter(|it| Arc::ptr_eq(&it.0, config) && fresh(it.1)) {
             return *verified;
         }
-        let judged = config.judge(&self.chain, UnixTime::now()).inspect_err(|reason| log::debug!("{reason}"));
-        self.verdict = Some((config.clone(), now, judged.is_ok()));
-        judged.is_ok()
+        let judged = config.judge(self.tls.conn.peer_certificates().unwrap_or_default(), UnixTime::now());
+        let verified = judged.inspect_err(|reason| log::debug!("{reason}")).is_ok();
+        self.verdict = Some((config.clone(), now, verified));
+        verified
     }
 
-    /// The length of the head that the buffer starts with; 0 if the peer is done or silent for too long.
-    fn read_head(&mut self, ticket: &Ticket, verified: bool) -> io::Result<Result<usize, Error>> {
+    /// The next head; None if the peer is done or silent for too long.
+    fn read_head(&mut self, verified: bool) -> io::Result<Option<Result<Vec<u8>, Error>>> {
         let limit = if verified { HEAD_FRONT_PROXY } else { HEAD_UNVERIFIED };
         let (mut searched, mut chunk) = (0, [0; 8 * 1024]);
-        self.socket.deadline = Instant::now() + if self.buffer.is_empty() { IDLE } else { HEAD };
+        self.tls.sock.deadline = Instant::now() + if self.buffer.is_empty() { IDLE } else { HEAD };
         loop {
+            self.ticket.set(verified, !self.buffer.is_empty());
             if let Some(length) = head::end(&self.buffer, searched).filter(|length| *length <= limit) {
-                ticket.set(verified, true);
-                return Ok(Ok(length));
+                let rest = self.buffer.split_off(length);
+                return Ok(Some(Ok(mem::replace(&mut self.buffer, rest))));
             }
             if self.buffer.len() >= limit {
-                return Ok(Err(refusal!(HeadTooLarge, "the request head is larger than {limit} bytes")));
+                return Ok(Some(Err(refusal!(HeadTooLarge, "the request head is larger than {limit} bytes"))));
             }
             searched = self.buffer.len();
-            let received = match Stream::new(&mut self.session, &mut self.socket).read(&mut chunk) {
+            match self.tls.read(&mut chunk) {
                 Err(error) if matches!(error.kind(), TimedOut | WouldBlock) && searched > 0 => {
-                    return Ok(Err(refusal!(RequestTimeout, "the request head did not arrive within {HEAD:?}")));
+                    return Ok(Some(Err(refusal!(RequestTimeout, "the request head did not arrive within {HEAD:?}"))));
                 }
-                Err(error) if matches!(error.kind(), TimedOut | WouldBlock | UnexpectedEof) => 0,
-                received => received?,
-            };
-            if received == 0 {
-                return Ok(Ok(0));
+                Err(error) if matches!(error.kind(), TimedOut | WouldBlock | UnexpectedEof) => return Ok(None),
+                Ok(0) => return Ok(None),
+                received => self.buffer.extend_from_slice(chunk.get(..received?).unwrap_or_default()),
             }
-            self.buffer.extend_from_slice(chunk.get(..received).unwrap_or_default());
             if searched == 0 {
-                ticket.set(verified, true);
-                self.socket.deadline = Instant::now() + HEAD;
+                self.tls.sock.deadline = Instant::now() + HEAD;
             }
         }
     }
 
     fn send(&mut self, mut answer: Vec<u8>, last: bool) -> io::Result<()> {
-        self.socket.deadline = Instant::now() + WRITE;
+        self.tls.sock.deadline = Instant::now() + WRITE;
         let headers = answer.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let close = if last { &b"Connection: close\r\n"[..] } else { b"" };
         answer.splice(headers..headers, close.iter().copied());
-        let mut stream = Stream::new(&mut self.session, &mut self.socket);
-        stream.write_all(&answer)?;
-        stream.flush()
+        self.tls.write_all(&answer)?;
+        self.tls.flush()
     }
 
     /// Lets the last answer arrive: unread bytes would make the kernel reset the connection, so some are dropped.
     fn close(&mut self) -> io::Result<()> {
-        self.socket.deadline = Instant::now() + LINGER;
-        self.session.send_close_notify();
-        while self.session.wants_write() {
-            self.session.write_tls(&mut self.socket)?;
-        }
-        self.socket.stream.shutdown(Shutdown::Write)?;
-        let _ = io::copy(&mut Read::take(&mut self.socket, LINGER_BYTES), &mut io::sink());
+        self.tls.sock.deadline = Instant::now() + LINGER;
+        self.tls.conn.send_close_notify();
+        self.tls.flush()?;
+        self.tls.sock.stream.shutdown(Shutdown::Write)?;
+        let _ = io::copy(&mut Read::take(&mut self.tls.sock, LINGER_BYTES), &mut io::sink());
         Ok(())
     }
 }
@@ -257,6 +231,7 @@ mod tests {
 
     use super::*;
     use crate::error::Reason;
+    use crate::kube::Kube;
     use crate::tls::{Serving, certified_key, pem, server_config};
 
     #[test]
@@ -269,25 +244,25 @@ mod tests {
     }
 
     #[test]
-    fn jitter_stays_within_its_bound_and_differs() {
-        let most = Duration::from_secs(120);
-        let drawn: BTreeSet<Duration> = (0..100).map(|_| jitter(most)).collect();
-        assert!(drawn.iter().all(|it| *it < most) && drawn.len() > 50, "{drawn:?}");
+    fn what_is_drawn_stays_within_its_bound_and_differs() {
+        let drawn: BTreeSet<u64> = (0..100).map(|_| (random() * 1024.0) as u64).collect();
+        assert!(drawn.iter().all(|it| *it < 1024) && drawn.len() > 50, "{drawn:?}");
     }
 
     /// The answers to three requests over one connection to a door that closes connections at `age`.
     fn answers(age: Duration) -> String {
-        let sockets = std::env::temp_dir().join(format!("door-{:016x}", RandomState::new().hash_one(0_u8)));
+        let sockets = std::env::temp_dir().join(format!("door-{}", random()));
         let inner = tiny_http::Server::http_unix(&sockets).unwrap();
         thread::spawn(move || inner.incoming_requests().try_for_each(|it| it.respond(tiny_http::Response::empty(204))));
         let serving = Arc::new(Serving::default());
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = pem("PRIVATE KEY", &made.signing_key.serialize_der());
         serving.replace(certified_key(pem("CERTIFICATE", made.cert.der()).as_bytes(), key.as_bytes()).unwrap());
+        let kube = Arc::new(Kube::new(&crate::config::Config::read(|_| None).unwrap()));
         let door = Arc::new(Door {
             connections: Arc::new(Connections::new(8)),
             tls: server_config(serving, true).unwrap(),
-            trust: Arc::default(),
+            trust: Arc::new(Trust::new(kube, Arc::default())),
             front_proxy: PathBuf::new(),
             direct: sockets.clone(),
             age,
@@ -303,7 +278,7 @@ mod tests {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let mut session = rustls::ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
-        let mut stream = Stream::new(&mut session, &mut socket);
+        let mut stream = rustls::Stream::new(&mut session, &mut socket);
         let mut text = String::new();
         for connection in ["keep-alive", "keep-alive", "close"] {
             let request = format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: {connection}\r\n\r\n");

@@ -1,9 +1,8 @@
 //! Every refusal the adapter can give, and the one place where it becomes a Kubernetes Status.
 //! It is read in `kubectl describe hpa`, so its message names the thing and the mend; [`Reason::word`] is for scripts.
 
-use serde_json::json;
-
 use crate::api::Response;
+use serde_json::json;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -20,7 +19,12 @@ pub struct Error {
 macro_rules! refusal {
     ($reason:ident, $($message:tt)+) => { $crate::error::Error::new($crate::error::Reason::$reason, format!($($message)+)) };
 }
-pub(crate) use refusal;
+
+/// `ensure!(fits, InvalidRequest, "{text} is too long")`: returns the refusal unless it `fits`.
+macro_rules! ensure {
+    ($fits:expr, $($refusal:tt)+) => { if !$fits { return Err($crate::error::refusal!($($refusal)+)); } };
+}
+pub(crate) use {ensure, refusal};
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $code:literal $status:literal $word:literal,)+) => {
@@ -34,10 +38,6 @@ macro_rules! reasons {
             /// HTTP status, Kubernetes reason, and the stable word for scripts, alerts and documentation.
             fn row(self) -> (u16, &'static str, &'static str) {
                 match self { $(Self::$variant => ($code, $status, $word),)+ }
-            }
-
-            pub fn word(self) -> &'static str {
-                self.row().2
             }
         }
     };
@@ -58,6 +58,8 @@ reasons! {
     ObjectNotFound = 404 "NotFound" "object-not-found",
     // The metric, as it stands in Sysdig.
     NoData = 404 "NotFound" "no-data",
+    /// Sysdig does not see all of the object's Ready pods, or it has none.
+    PartlySeen = 404 "NotFound" "partly-seen",
     MetricNotCollected = 404 "NotFound" "metric-not-collected",
     TooOld = 503 "ServiceUnavailable" "too-old",
     NotFinite = 422 "UnprocessableEntity" "not-finite",
@@ -83,20 +85,31 @@ reasons! {
     Internal = 500 "InternalError" "internal",
 }
 
+impl Reason {
+    pub fn word(self) -> &'static str {
+        self.row().2
+    }
+
+    /// Whether the last good value stands in for it, until that is too old.
+    pub(crate) fn is_passing(self) -> bool {
+        let lasting = [Self::ObjectNotFound, Self::NotFinite, Self::OutOfRange, Self::Ambiguous, Self::InvalidRequest];
+        !lasting.contains(&self)
+    }
+
+    /// Whether it says something about Sysdig as a whole.
+    pub(crate) fn is_everybodys(self) -> bool {
+        self.word().starts_with("backend-") && self != Self::BackendRejected
+    }
+}
+
 impl Error {
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), retry_after: None }
     }
 
-    #[must_use]
-    pub fn retry_after(mut self, seconds: Option<u64>) -> Self {
-        self.retry_after = seconds;
-        self
-    }
-
-    /// The refusal as a Kubernetes Status; the reason word stands in `details.causes`.
-    /// Only 429 carries the `Retry-After` header: Kubernetes' client sleeps and retries up to ten
-    /// times on any 5xx that has one, which would hold one of the few HPA workers for all that time.
+    /// The refusal as a Kubernetes Status; the reason word stands in `details.causes`. Only 429 carries `Retry-After`:
+    /// Kubernetes' client sleeps and retries up to ten times on any 5xx that has one, which would hold one of the few
+    /// HPA workers for all that time.
     /// Source: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/>.
     pub(crate) fn response(&self) -> Response {
         let (code, reason, word) = self.reason.row();
@@ -133,7 +146,7 @@ mod tests {
     fn every_reason_becomes_a_status_with_its_own_word() {
         let mut words = BTreeSet::new();
         for &reason in Reason::ALL {
-            let response = Error::new(reason, "say what to do").retry_after(Some(7)).response();
+            let response = Error { retry_after: Some(7), ..Error::new(reason, "say what to do") }.response();
             let status: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
             assert_eq!(status["kind"], "Status", "{reason:?}");
             assert_eq!(status["message"], "say what to do");

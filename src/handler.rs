@@ -1,46 +1,33 @@
 //! One request, from who asks to the answer; what must wait says so.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
-
-use serde_json::json;
-
-use crate::api::{Response, metric_value_list};
 use crate::auth::{Auth, User, unauthenticated};
-use crate::config::Secret;
-use crate::connections::Connections;
-use crate::discovery::{self, Form, accepts_json, etag, negotiate_apis, not_modified};
-use crate::error::{Error, refusal};
-use crate::readings::Readings;
-use crate::requestheader::Trust;
-use crate::route::{Route, VERSIONS, route};
-use crate::timestamp::unix_now;
-use crate::tls::Serving;
+use crate::discovery::{self, etag, negotiate, not_modified};
+use crate::prelude::*;
+use crate::route::{APIS, Route, percent_decode, route};
+use crate::{api::Response, api::metric_value_list, connections::Connections, readings::Readings};
+use crate::{requestheader::Trust, timestamp::unix_now, tls::Serving};
+use std::{env::consts, sync::atomic::Ordering};
+use tiny_http::Request;
 
-/// By which inner server a request came: a fact of the connection, never of a header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Class {
-    FrontProxy,
-    Direct,
-}
-
-#[derive(Clone, Debug)]
+/// A request; whether a front proxy brought it is a fact of the inner server it came over, never of a header.
 pub(crate) struct Asked {
-    pub(crate) class: Class,
-    pub(crate) method: String,
-    pub(crate) target: String,
-    pub(crate) accept: Option<String>,
-    pub(crate) if_none_match: Option<String>,
-    pub(crate) authorization: Option<Secret>,
-    /// Whom the front proxy names; counts in its class only.
-    pub(crate) user: User,
+    pub(crate) request: Request,
+    pub(crate) front_proxy: bool,
+    pub(crate) since: Instant,
 }
 
 /// Why there is no answer: a refusal, or [`WAIT`].
 pub(crate) type Stop = Option<Error>;
-/// Ask again with `wait`, from where waiting is allowed.
+/// Ask again from where waiting for this is allowed.
 pub(crate) const WAIT: Stop = None;
+
+/// What an answer may wait for; each includes those before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Wait {
+    No,
+    Reviews,
+    Sysdig,
+}
 
 pub(crate) struct Handler {
     pub(crate) auth: Arc<Auth>,
@@ -48,66 +35,88 @@ pub(crate) struct Handler {
     pub(crate) trust: Arc<Trust>,
     pub(crate) serving: Arc<Serving>,
     pub(crate) connections: Arc<Connections>,
-    pub(crate) resources: RwLock<[String; 2]>,
+    pub(crate) external: bool,
+    /// The lists of [`APIS`].
+    pub(crate) resources: Mutex<Vec<String>>,
+}
+
+impl Asked {
+    fn values(&self, name: &'static str) -> impl Iterator<Item = &str> {
+        self.request.headers().iter().filter(move |it| it.field.equiv(name)).map(|it| it.value.as_str())
+    }
+
+    /// Whom the door says that the front proxy names.
+    fn user(&self) -> User {
+        let decoded = |text: &str| percent_decode(text, false);
+        let named = |name| self.values(name).next().and_then(decoded).unwrap_or_default();
+        let groups = self.values("X-Remote-Group").filter_map(decoded).collect();
+        let mut user = User { name: named("X-Remote-User"), uid: named("X-Remote-Uid"), groups, ..User::default() };
+        for header in self.request.headers() {
+            let name = header.field.as_str().as_str().to_ascii_lowercase();
+            let Some(key) = name.strip_prefix("x-remote-extra-") else { continue };
+            // As at the API server, a key that is no encoding stands for itself.
+            let values = user.extra.entry(decoded(key).unwrap_or_else(|| key.to_owned())).or_default();
+            values.extend(decoded(header.value.as_str()));
+        }
+        user
+    }
 }
 
 impl Handler {
+    /// Takes over the names of Sysdig's metrics.
     pub(crate) fn list(&self, metrics: &[String]) {
-        let lists = resource_lists(metrics);
-        *self.resources.write().unwrap_or_else(PoisonError::into_inner) = lists;
+        *lock(&self.resources) = APIS.map(|api| discovery::api_resource_list(api, metrics)).to_vec();
     }
 
-    /// The answer; None if it cannot be had from memory and `wait` is false.
-    pub(crate) fn answer(&self, asked: &Asked, wait: bool) -> Option<Response> {
-        self.decide(asked, wait).map(Some).unwrap_or_else(|stop| {
+    /// The answer; None if it cannot be had without waiting for more than `wait`.
+    pub(crate) fn answer(&self, asked: &Asked, wait: Wait) -> Option<Response> {
+        let (method, target) = (asked.request.method().as_str(), asked.request.url());
+        let decided = self.decide(asked, route(method, target, self.external), wait);
+        decided.map(Some).unwrap_or_else(|stop| {
             let error = stop?;
-            log::debug!("{} {}: {}: {}", asked.method, asked.target, error.reason.word(), error.message);
+            log::debug!("{method} {target}: {}: {}", error.reason.word(), error.message);
             Some(error.response())
         })
     }
 
-    fn decide(&self, asked: &Asked, wait: bool) -> Result<Response, Stop> {
-        let routed = route(&asked.method, &asked.target);
+    fn decide(&self, asked: &Asked, routed: Result<Route, Error>, wait: Wait) -> Result<Response, Stop> {
         match routed {
             Ok(Route::Health(name, verbose)) => return Ok(self.health(name, verbose)),
             Ok(Route::Version) => return Ok(version()),
             _ => {}
         }
-        let now = Instant::now();
-        let user = self.user(asked, wait, now)?;
+        let (now, review) = (Instant::now(), wait >= Wait::Reviews);
+        let user = self.user(asked, review, now)?;
         let route = routed?;
-        let path = asked.target.split('?').next().unwrap_or_default();
-        self.auth.check(&user, &route, path, wait, now)?;
-        let (accept, known) = (asked.accept.as_deref(), asked.if_none_match.as_deref());
-        let form = negotiate_apis(accept);
-        let acceptable = if route == Route::Apis { form != Form::NotAcceptable } else { accepts_json(accept) };
-        if !acceptable {
-            return Err(refusal!(NotAcceptable, "only application/json is served, which Accept does not allow").into());
-        }
-        if let (Route::Apis, Form::Aggregated(version)) = (&route, form) {
-            let content_type = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
-            return Ok(document(&content_type, &discovery::api_group_discovery_list(version), known));
-        }
+        let path = asked.request.url().split('?').next().unwrap_or_default();
+        self.auth.check(&user, &route, path, review, now)?;
+        let (accept, known) = (asked.values("Accept").next(), asked.values("If-None-Match").next());
+        let form = negotiate(accept, path.trim_end_matches('/') == "/apis")?;
         let json = |text: &str| Ok(document("application/json", text, known));
-        match route {
-            Route::Read(read) if wait => Ok(metric_value_list(&read, &self.readings.read(&read, unix_now())?)),
-            Route::Read(_) => Err(WAIT),
-            Route::Document(document) => json(&document),
-            Route::Resources(version) => {
-                let lists = self.resources.read().unwrap_or_else(PoisonError::into_inner);
-                json(VERSIONS.iter().zip(&*lists).find(|(it, _)| **it == version).map_or("{}", |(_, list)| list))
+        match (route, form) {
+            (_, Some(version)) => {
+                let kind = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+                Ok(document(&kind, &discovery::document(version, self.external).unwrap_or_default(), known))
             }
-            Route::Apis | Route::Health(..) | Route::Version => json(&discovery::api_group_list()),
+            (Route::Read(read), _) => {
+                let (items, window) = self.readings.read(&read, wait == Wait::Sysdig, unix_now())?;
+                Ok(metric_value_list(&read, &items, window))
+            }
+            (Route::Document(document), _) => json(&document),
+            (Route::Resources(api), _) => {
+                let lists = lock(&self.resources);
+                json(APIS.iter().zip(&*lists).find(|(it, _)| **it == api).map_or("{}", |(_, list)| list))
+            }
+            (Route::Health(..) | Route::Version, _) => Ok(version()),
         }
     }
 
     /// A front proxy's word counts on its own connections only; all others need a bearer token.
     fn user(&self, asked: &Asked, wait: bool, now: Instant) -> Result<User, Stop> {
-        if asked.class == Class::FrontProxy && !asked.user.name.is_empty() {
-            return Ok(asked.user.clone().authenticated());
+        if let Some(user) = asked.front_proxy.then(|| asked.user()).filter(|user| !user.name.is_empty()) {
+            return Ok(user.authenticated());
         }
-        let header = asked.authorization.as_ref().map(Secret::expose);
-        let words = header.and_then(|value| value.split_once(' '));
+        let words = asked.values("Authorization").next().and_then(|value| value.split_once(' '));
         let (_, token) = words.filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer")).ok_or_else(unauthenticated)?;
         self.auth.user(token.trim(), wait, now)
     }
@@ -121,14 +130,12 @@ impl Handler {
             checks.push(("shutdown", !self.connections.draining.load(Ordering::Relaxed)));
         }
         let passed = checks.iter().all(|(_, passed)| *passed);
-        if passed && !verbose {
-            return Response::text(200, "ok");
-        }
-        let line =
-            |(check, ok): &(&str, bool)| if *ok { format!("[+]{check} ok\n") } else { format!("[-]{check} failed\n") };
-        let lines: String = checks.iter().map(line).collect();
+        let line = |(check, ok)| if ok { format!("[+]{check} ok\n") } else { format!("[-]{check} failed\n") };
+        let lines: String = checks.into_iter().map(line).collect();
         let (status, verdict) = if passed { (200, "passed") } else { (503, "failed") };
-        Response::text(status, &format!("{lines}{name} check {verdict}\n"))
+        let all = format!("{lines}{name} check {verdict}\n");
+        let text = if passed && !verbose { "ok".to_owned() } else { all };
+        Response::bytes(status, "text/plain; charset=utf-8", text.into_bytes())
     }
 }
 
@@ -141,17 +148,13 @@ fn document(content_type: &str, text: &str, if_none_match: Option<&str>) -> Resp
     response
 }
 
-pub(crate) fn resource_lists(metrics: &[String]) -> [String; 2] {
-    VERSIONS.map(|version| discovery::api_resource_list(version, metrics))
-}
-
 /// As every API server tells its version, with the fields that clients expect.
 fn version() -> Response {
-    let platform = format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH);
     let (major, minor) = (env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"));
+    let (version, platform) = (concat!("v", env!("CARGO_PKG_VERSION")), format!("{}/{}", consts::OS, consts::ARCH));
     let version = json!({
-        "major": major, "minor": minor, "gitVersion": concat!("v", env!("CARGO_PKG_VERSION")), "platform": platform,
-        "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "",
+        "major": major, "minor": minor, "gitVersion": version, "platform": platform, "gitCommit": "",
+        "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "",
     });
     Response::json(200, &version)
 }

@@ -1,9 +1,8 @@
-//! One HTTP/1 request head: read strictly, and written anew for the inner server.
-//! Pure. Nothing of the received bytes is passed on but what is listed here: the request line, the
-//! headers in `FORWARDED`, and, from a front proxy, the identity. So there is nothing for two
-//! parsers to disagree about. Source: <https://www.rfc-editor.org/rfc/rfc9112>.
+//! One HTTP/1 request head: read strictly, and written anew for the inner server. Pure.
+//! Nothing is passed on but the request line, the headers in `FORWARDED` and, from a front proxy, the identity: there
+//! is nothing for two parsers to disagree about. Source: <https://www.rfc-editor.org/rfc/rfc9112>.
 
-use crate::error::{Error, quoted, refusal};
+use crate::prelude::*;
 
 /// The headers that mean something to the inner server, in lower case.
 const FORWARDED: [&str; 3] = ["accept", "authorization", "if-none-match"];
@@ -35,23 +34,19 @@ pub fn end(bytes: &[u8], from: usize) -> Option<usize> {
 }
 
 impl<'a> Head<'a> {
-    /// Reads a complete head, blank line included. After an error the connection cannot be used any more: where the
-    /// next request would start is not known.
+    /// Reads a complete head. After an error it is not known where the next request would start.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
-        let incomplete = || refusal!(InvalidRequest, "the request head is incomplete");
-        let text = bytes.strip_suffix(b"\r\n\r\n").ok_or_else(incomplete)?;
+        let text = bytes.strip_suffix(b"\r\n\r\n");
+        let text = text.ok_or_else(|| invalid("the request head is incomplete"))?;
         // A line that LF alone ends is not split off, and refused for holding a control character.
         let lines = text.split_inclusive(|&byte| byte == b'\n');
         let mut lines = lines.map(|line| line.strip_suffix(b"\r\n").unwrap_or(line));
         let (method, target, newer) = request_line(lines.next().unwrap_or_default())?;
         let headers: Option<Vec<_>> = lines.take(MOST_HEADERS + 1).map(header).collect();
-        let headers = headers.ok_or_else(|| refusal!(InvalidRequest, "a header line is malformed"))?;
-        if headers.len() > MOST_HEADERS {
-            return Err(refusal!(HeadTooLarge, "more than {MOST_HEADERS} headers"));
-        }
-        let mut head = Self { method, target, headers, keep_alive: newer };
-        head.check()?;
-        Ok(head)
+        let headers = headers.ok_or_else(|| invalid("a header line is malformed"))?;
+        ensure!(headers.len() <= MOST_HEADERS, HeadTooLarge, "more than {MOST_HEADERS} headers");
+        let head = Self { method, target, headers, keep_alive: newer };
+        Ok(Self { keep_alive: head.check()?, ..head })
     }
 
     /// The head for the inner server; the identity is passed on for `identity` only, percent-encoded.
@@ -85,43 +80,40 @@ impl<'a> Head<'a> {
         self.headers.iter().filter(move |(n, _)| n == name).map(|(_, value)| *value)
     }
 
-    /// What the headers say about the body and the connection.
-    fn check(&mut self) -> Result<(), Error> {
-        let hosts = self.values("host").count();
-        if hosts > 1 || (hosts == 0 && self.keep_alive) {
-            return Err(refusal!(InvalidRequest, "there must be one Host header, not {hosts}"));
-        }
-        let length = self.values("content-length").any(|value| value != b"0");
-        let body = length || self.values("transfer-encoding").next().is_some();
-        if body && matches!(self.method, "GET" | "HEAD") {
-            return Err(refusal!(InvalidRequest, "a request body (Content-Length, Transfer-Encoding) is not accepted"));
-        }
-        if body {
-            let method = quoted(self.method);
-            return Err(refusal!(MethodNotAllowed, "{method} is not allowed: metrics are read-only, use GET"));
-        }
+    /// Whether the connection is kept, if the headers say what is served.
+    fn check(&self) -> Result<bool, Error> {
+        let has = |name: &str| self.values(name).next().is_some();
         let options = self.values("connection").flat_map(|value| value.split(|&byte| byte == b','));
         let options: Vec<_> = options.map(|option| option.trim_ascii().to_ascii_lowercase()).collect();
         let asks = |option: &str| options.iter().any(|it| it == option.as_bytes());
-        if asks("upgrade") || self.values("upgrade").next().is_some() {
-            return Err(refusal!(InvalidRequest, "Upgrade is not accepted: plain HTTP/1.1 over TLS is served"));
-        }
-        self.keep_alive &= !asks("close");
-        Ok(())
+        let hosts = self.values("host").count();
+        let body = has("transfer-encoding") || self.values("content-length").any(|value| value != b"0");
+        Err(match self.method {
+            _ if hosts > 1 || (hosts == 0 && self.keep_alive) => invalid("there must be one Host header"),
+            "GET" | "HEAD" if body => invalid("a request body (Content-Length, Transfer-Encoding) is not accepted"),
+            method if body => {
+                let method = quoted(method);
+                refusal!(MethodNotAllowed, "{method} is not allowed: metrics are read-only, use GET")
+            }
+            _ if asks("upgrade") || has("upgrade") => invalid("Upgrade is not accepted: use plain HTTP/1.1 over TLS"),
+            _ => return Ok(self.keep_alive && !asks("close")),
+        })
     }
+}
+
+fn invalid(why: &str) -> Error {
+    refusal!(InvalidRequest, "{why}")
 }
 
 /// Method, target, and whether this is HTTP/1.1 and not 1.0.
 fn request_line(line: &[u8]) -> Result<(&str, &str, bool), Error> {
-    let malformed = || refusal!(InvalidRequest, "the request line is malformed");
+    let malformed = || invalid("the request line is malformed");
     let words: Vec<&str> = ascii(line).ok_or_else(malformed)?.split(' ').collect();
     let &[method, target, version] = words.as_slice() else { return Err(malformed()) };
-    if !is_token(method.as_bytes()) || method.len() > 32 || !target.starts_with('/') {
-        return Err(malformed());
-    }
+    let fits = is_token(method.as_bytes()) && method.len() <= 32 && target.starts_with('/');
     match version {
-        "HTTP/1.1" | "HTTP/1.0" => Ok((method, target, version == "HTTP/1.1")),
-        _ if !version.starts_with("HTTP/") => Err(malformed()),
+        "HTTP/1.1" | "HTTP/1.0" if fits => Ok((method, target, version == "HTTP/1.1")),
+        _ if !fits || !version.starts_with("HTTP/") => Err(malformed()),
         _ => Err(refusal!(HttpVersion, "{} is not served: use HTTP/1.1", quoted(version))),
     }
 }

@@ -2,98 +2,115 @@
 //! Token and CA are read from their files for every call, since both rotate. No proxy is used.
 //! Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/>.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::sync::Mutex;
-use std::time::Duration;
+use crate::prelude::*;
+use crate::tls::{agent, certificates, exchange, explain};
+use crate::{
+    api::JSON, config::Config, config::Secret, requestheader::RequestHeader, route::Resource, route::percent_encode,
+};
+use crate::{sysdig::Object, sysdig::remark};
+use ureq::{Agent, http::Method};
 
-use serde_json::Value;
-use ureq::Agent;
-use ureq::http::{Method, Request};
-
-use crate::config::{Config, Secret};
-use crate::error::{Error, Result, quoted, refusal};
-use crate::lock;
-use crate::requestheader::RequestHeader;
-use crate::route::{Resource, percent_encode};
-use crate::sysdig::remark;
-use crate::tls::{agent, certificates, explain};
-
-const TIMEOUT: Duration = Duration::from_secs(5);
-const LARGEST_ANSWER: u64 = 8 * 1024 * 1024;
-pub(crate) const FULL: &str = "application/json";
-/// Metadata instead of the whole object: a Deployment's pod template can be large, and is nobody's business here.
-const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
-const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
-/// As many as one page of Sysdig's answers holds.
-pub const MOST_OBJECTS: usize = 1000;
+/// Less than a reader waits, who is told then that it was not Sysdig.
+const TIMEOUT: Duration = Duration::from_secs(4);
+/// How long an object is known to be there, which there are and how many of their pods are Ready, and that one is not.
+const NAMES: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_secs(20);
+const MISSING: Duration = Duration::from_secs(5);
+const PAGE: usize = 500;
+/// Of whole objects, which are larger.
+const FULL_PAGE: usize = 100;
+const MOST_PAGES: usize = 40;
+/// Metadata instead of whole objects: a Deployment's pod template can be large, and is nobody's business here.
+const METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 const REQUEST_HEADER: &str = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
 
 pub struct Kube {
-    base: Option<String>,
-    directory: PathBuf,
+    config: Config,
     agent: Mutex<Option<(Vec<u8>, Agent)>>,
+    /// By path, with the time of the answer.
+    lists: Mutex<BTreeMap<String, (Instant, Objects)>>,
+}
+
+/// Objects by namespace and name.
+pub type Objects = Arc<BTreeMap<Object, Ready>>;
+
+/// The Ready pods of an object: how many, and of a Service which.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ready {
+    pub count: u64,
+    pub pods: BTreeSet<String>,
+}
+
+impl Ready {
+    /// Adds what an object tells: a workload in its status, an EndpointSlice once for each port and address family.
+    fn add(&mut self, object: &Value) {
+        let counts = ["/status/readyReplicas", "/status/numberReady", "/status/ready"];
+        self.count += counts.iter().find_map(|pointer| object.pointer(pointer)?.as_u64()).unwrap_or(0);
+        let ready = |endpoint: &&Value| endpoint.pointer("/conditions/ready") != Some(&Value::Bool(false));
+        let name = |it: &Value| {
+            Some(it.pointer("/targetRef/name").or_else(|| it.pointer("/addresses/0"))?.as_str()?.to_owned())
+        };
+        self.pods.extend(items(object, "/endpoints").filter(ready).filter_map(name));
+        self.count = self.count.max(self.pods.len() as u64);
+    }
 }
 
 impl Kube {
     pub fn new(config: &Config) -> Self {
-        Self { base: config.kubernetes.clone(), directory: config.service_account_dir.clone(), agent: Mutex::new(None) }
+        Self { config: config.clone(), agent: Mutex::default(), lists: Mutex::default() }
     }
 
-    /// Makes sure that the object exists. Errors: it does not, or the API cannot tell.
-    pub fn check_object(&self, resource: &Resource, namespace: &str, name: &str) -> Result<()> {
-        let path = path(resource, namespace, name);
-        self.call(Method::GET, &path, METADATA, None, &named(resource, namespace, name)).map(|_| ())
+    /// The objects in `namespace`, or everywhere for an empty one, whose labels fit; of pods the unfinished. What is
+    /// remembered counts, unless `wanted` is not in it. Errors: there are too many, or the API cannot tell.
+    pub fn objects(&self, of: &Resource, namespace: &str, labels: &str, wanted: Option<&Object>) -> Result<Objects> {
+        let unfinished = if *of == Resource::PODS { "status.phase!=Succeeded,status.phase!=Failed" } else { "" };
+        let [labels, fields] = [labels, unfinished].map(percent_encode);
+        let path = path(of, namespace, &format!("?limit={PAGE}&labelSelector={labels}&fieldSelector={fields}"));
+        let lifetime = if wanted.is_some() { NAMES } else { READY };
+        self.listed(&path, METADATA, lifetime, wanted, of)
     }
 
-    /// The names of the objects whose labels fit `selector`; of the pods, those that have not finished.
-    /// Errors: there are none, there are more than [`MOST_OBJECTS`], or the API cannot tell.
-    pub fn names(&self, resource: &Resource, namespace: &str, selector: &str) -> Result<Vec<String>> {
-        let what = format!("{} of namespace {namespace:?} with labels {selector:?}", resource.plural);
-        let unfinished = "status.phase!=Succeeded,status.phase!=Failed";
-        let fields = if *resource == Resource::PODS { percent_encode(unfinished) } else { String::new() };
-        let query = format!("?limit={MOST_OBJECTS}&labelSelector={}&fieldSelector={fields}", percent_encode(selector));
-        let list = self.call(Method::GET, &path(resource, namespace, &query), METADATA_LIST, None, &what)?;
-        let names = items(&list, "/items").filter_map(|it| it.pointer("/metadata/name")?.as_str());
-        let names: Vec<String> = names.map(str::to_owned).collect();
-        match (names.is_empty(), list["metadata"]["continue"].as_str().is_none_or(str::is_empty)) {
-            (true, _) => Err(refusal!(ObjectNotFound, "there are no {what}")),
-            (_, true) => Ok(names),
-            _ => Err(refusal!(InvalidRequest, "there are more than {MOST_OBJECTS} {what}: select fewer")),
+    /// The Ready pods of a workload or Service, out of such a list. Errors: the API cannot tell.
+    pub fn ready(&self, resource: &Resource, namespace: &str, wanted: &Object) -> Result<Ready> {
+        let resource = if *resource == Resource::SERVICES { &Resource::ENDPOINT_SLICES } else { resource };
+        let path = path(resource, namespace, &format!("?limit={FULL_PAGE}"));
+        let known = self.listed(&path, JSON, READY, Some(wanted), resource)?;
+        Ok(known.get(wanted).cloned().unwrap_or_default())
+    }
+
+    /// A list with all of its pages, remembered for `age`, or for less where `wanted` is missing in it.
+    fn listed(&self, path: &str, form: &str, age: Duration, wanted: Option<&Object>, of: &Resource) -> Result<Objects> {
+        let now = Instant::now();
+        if let Some((at, known)) = lock(&self.lists).get(path).filter(|_| !self.config.refresh_interval.is_zero()) {
+            let missing = wanted.is_some_and(|wanted| !known.contains_key(wanted));
+            if now.duration_since(*at) < if missing { MISSING } else { age } {
+                return Ok(known.clone());
+            }
         }
+        let (mut found, mut next) = (BTreeMap::<Object, Ready>::new(), String::new());
+        for _ in 0..MOST_PAGES {
+            let page = self.call(Method::GET, &format!("{path}{next}"), form, None, of.plural)?;
+            for item in items(&page, "/items") {
+                let text = |pointer: &str| item.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+                let slice = *of == Resource::ENDPOINT_SLICES;
+                let name = if slice { "/metadata/labels/kubernetes.io~1service-name" } else { "/metadata/name" };
+                found.entry((text("/metadata/namespace"), text(name))).or_default().add(item);
+            }
+            let Some(token) = page["metadata"]["continue"].as_str().filter(|token| !token.is_empty()) else {
+                let (mut lists, found) = (lock(&self.lists), Arc::new(found));
+                lists.retain(|_, (at, _)| now.duration_since(*at) < NAMES * 2);
+                lists.insert(path.to_owned(), (now, found.clone()));
+                return Ok(found);
+            };
+            next = format!("&continue={}", percent_encode(token));
+        }
+        Err(refusal!(InvalidRequest, "there are more than {} {}: select fewer", found.len(), of.plural))
     }
 
-    /// How many of the object's pods are Ready; None where an object does not tell. Errors: the API cannot tell.
-    pub fn ready_pods(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Option<u64>> {
-        let what = named(resource, namespace, name);
-        let object = || self.call(Method::GET, &path(resource, namespace, name), FULL, None, &what);
-        Ok(Some(match *resource {
-            Resource::SERVICES => self.ready_endpoints(namespace, name)?.len() as u64,
-            Resource::PODS => u64::from(is_ready(&object()?)),
-            _ if !resource.is_namespaced() => return Ok(None),
-            _ => object()?.pointer(resource.ready).and_then(Value::as_u64).unwrap_or(0),
-        }))
-    }
-
-    /// The Ready pods behind a Service, as its EndpointSlices list them, once for each port and address family.
-    pub fn ready_endpoints(&self, namespace: &str, service: &str) -> Result<BTreeSet<String>> {
-        let query = format!("endpointslices?labelSelector=kubernetes.io%2Fservice-name%3D{service}");
-        let path = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/{query}");
-        let what = format!("the EndpointSlices of Service {service} in namespace {namespace}");
-        let slices = self.call(Method::GET, &path, FULL, None, &what)?;
-        let endpoints = items(&slices, "/items").flat_map(|slice| items(slice, "/endpoints"));
-        let ready = endpoints.filter(|endpoint| endpoint.pointer("/conditions/ready") != Some(&Value::Bool(false)));
-        let names =
-            ready.filter_map(|it| it.pointer("/targetRef/name").or_else(|| it.pointer("/addresses/0"))?.as_str());
-        Ok(names.map(str::to_owned).collect())
-    }
-
-    /// The request header configuration, from its ConfigMap.
-    /// Errors: it cannot be read or understood; the message names the mend.
+    /// Errors: the ConfigMap cannot be read or understood; the message names the mend.
     pub fn request_header(&self) -> Result<RequestHeader> {
-        let what =
-            "ConfigMap extension-apiserver-authentication (RoleBinding custom-metrics-auth-reader in kube-system)";
-        let config_map = self.call(Method::GET, REQUEST_HEADER, FULL, None, what)?;
+        let what = "ConfigMap extension-apiserver-authentication (RoleBinding kube-system/custom-metrics-auth-reader)";
+        let config_map = self.call(Method::GET, REQUEST_HEADER, JSON, None, what)?;
         RequestHeader::parse(&config_map).map_err(|mistake| unavailable(&format!("{what}: {mistake}")))
     }
 
@@ -105,61 +122,48 @@ impl Kube {
     /// One call whose answer is an object. `what` names its subject for the reader of an error.
     /// Errors: [`Reason::ObjectNotFound`], [`Reason::KubernetesForbidden`] or [`Reason::KubernetesUnavailable`].
     pub fn call(&self, method: Method, path: &str, accept: &str, body: Option<&Value>, what: &str) -> Result<Value> {
-        let (status, answer) = self.exchange(method, path, accept, body)?;
-        let says = || quoted(&remark(&answer));
-        match status {
-            400 if accept == METADATA_LIST => {
-                Err(refusal!(InvalidRequest, "the Kubernetes API does not understand {what}: {}", says()))
+        let (status, answer, token) = self.send(method, path, accept, body)?;
+        let says = || quoted(&remark(&answer).replace(token.expose(), "(hidden)"));
+        let mend = "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles";
+        Err(match status {
+            200 | 201 => {
+                return serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON"));
             }
-            200 | 201 => serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON")),
-            401 => Err(unavailable("it does not accept the service account token (401)")),
-            403 => Err(refusal!(
-                KubernetesForbidden,
-                "the adapter lacks a permission for {what}, kubectl apply -f manifests/01-sysdig-metrics-rbac.yml \
-                 restores its roles ({})",
-                says()
-            )),
-            409 => Err(refusal!(KubernetesConflict, "{what} was changed by others meanwhile")),
-            404 => Err(refusal!(ObjectNotFound, "{what} does not exist")),
-            other => Err(unavailable(&format!("it answers {other}: {}", says()))),
-        }
+            400 if accept == METADATA && !path.contains("labelSelector=&") => {
+                refusal!(InvalidRequest, "the Kubernetes API does not understand the labelSelector: {}", says())
+            }
+            401 => unavailable("it does not accept the service account token (401)"),
+            403 => refusal!(KubernetesForbidden, "the adapter lacks a permission for {what}, {mend} ({})", says()),
+            409 => refusal!(KubernetesConflict, "{what} was changed by others meanwhile"),
+            404 => refusal!(ObjectNotFound, "{what} does not exist"),
+            other => unavailable(&format!("it answers {other}: {}", says())),
+        })
     }
 
-    fn exchange(&self, method: Method, path: &str, accept: &str, body: Option<&Value>) -> Result<(u16, Vec<u8>)> {
+    fn send(&self, method: Method, path: &str, accept: &str, body: Option<&Value>) -> Result<(u16, Vec<u8>, Secret)> {
         let missing = "KUBERNETES_SERVICE_HOST is not set; the adapter runs in a pod with a service account";
-        let base = self.base.as_ref().ok_or_else(|| unavailable(missing))?;
-        let token = self.file("token")?;
-        let token = std::str::from_utf8(&token).ok().and_then(|text| Secret::new(text.trim()));
+        let base = self.config.kubernetes.as_ref().ok_or_else(|| unavailable(missing))?;
+        let token = String::from_utf8(self.file("token")?).ok().and_then(|text| Secret::new(text.trim()));
         let token = token.ok_or_else(|| unavailable("the service account directory holds no usable token"))?;
-        let content_type = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{base}{path}"))
-            .header("Accept", accept)
-            .header("Authorization", format!("Bearer {}", token.expose()))
-            .header("Content-Type", content_type)
-            .body(body.map(Value::to_string).unwrap_or_default())
-            .map_err(|error| unavailable(&error.to_string()))?;
-        let mut response = self.agent()?.run(request).map_err(|error| unavailable(&explain(&error)))?;
-        let answer = response.body_mut().with_config().limit(LARGEST_ANSWER).read_to_vec();
-        Ok((response.status().as_u16(), answer.map_err(|error| unavailable(&explain(&error)))?))
+        let kind = if method == Method::PATCH { "application/merge-patch+json" } else { JSON };
+        let (url, body) = (format!("{base}{path}"), body.map(Value::to_string).unwrap_or_default());
+        let answer = exchange(&self.agent()?, method, &url, &token, [accept, kind], body);
+        let answer = answer.and_then(|(status, _, body)| Ok((status, body?, token)));
+        answer.map_err(|error| unavailable(&explain(&error)))
     }
 
     fn file(&self, name: &str) -> Result<Vec<u8>> {
-        let path = self.directory.join(name);
+        let path = self.config.service_account_dir.join(name);
         std::fs::read(&path).map_err(|error| unavailable(&format!("{}: {error}", path.display())))
     }
 
     fn agent(&self) -> Result<Agent> {
-        let ca = self.file("ca.crt")?;
-        let mut cached = lock(&self.agent);
-        if let Some((known, agent)) = cached.as_ref()
-            && *known == ca
-        {
+        let (ca, mut cached) = (self.file("ca.crt")?, lock(&self.agent));
+        if let Some((_, agent)) = cached.as_ref().filter(|(known, _)| *known == ca) {
             return Ok(agent.clone());
         }
         let roots = certificates(&ca).map_err(|mistake| unavailable(&format!("ca.crt holds {mistake}")))?;
-        let made = agent(Some(&roots), TIMEOUT, None);
+        let made = agent(Some(&roots), true, TIMEOUT, None);
         *cached = Some((ca, made.clone()));
         Ok(made)
     }
@@ -174,20 +178,14 @@ pub(crate) fn named(resource: &Resource, namespace: &str, name: &str) -> String 
     format!("{} {name}{place}", resource.kind)
 }
 
-fn path(resource: &Resource, namespace: &str, name: &str) -> String {
-    let Resource { plural, group, api_version, .. } = resource;
+fn path(Resource { plural, group, api_version, .. }: &Resource, namespace: &str, rest: &str) -> String {
     let base = if group.is_empty() { "/api" } else { "/apis" };
-    let place = if resource.is_namespaced() { format!("/namespaces/{namespace}") } else { String::new() };
-    let slash = if name.starts_with('?') { "" } else { "/" };
-    format!("{base}/{api_version}{place}/{plural}{slash}{name}")
+    let place = if namespace.is_empty() { String::new() } else { format!("/namespaces/{namespace}") };
+    format!("{base}/{api_version}{place}/{plural}{rest}")
 }
 
 pub(crate) fn items<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
     value.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
-}
-
-fn is_ready(pod: &Value) -> bool {
-    items(pod, "/status/conditions").any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
 #[cfg(test)]
@@ -199,24 +197,44 @@ mod tests {
     #[test]
     fn objects_have_the_paths_of_their_api() {
         let table = [
-            (Resource::NAMESPACES, "/api/v1/namespaces/n"),
-            (Resource::PODS, "/api/v1/namespaces/ns/pods/n"),
-            (Resource::SERVICES, "/api/v1/namespaces/ns/services/n"),
-            (Resource::DEPLOYMENTS, "/apis/apps/v1/namespaces/ns/deployments/n"),
-            (Resource::JOBS, "/apis/batch/v1/namespaces/ns/jobs/n"),
+            (Resource::NAMESPACES, "", "/api/v1/namespaces?x"),
+            (Resource::PODS, "ns", "/api/v1/namespaces/ns/pods?x"),
+            (Resource::PODS, "", "/api/v1/pods?x"),
+            (Resource::SERVICES, "ns", "/api/v1/namespaces/ns/services?x"),
+            (Resource::DEPLOYMENTS, "ns", "/apis/apps/v1/namespaces/ns/deployments?x"),
+            (Resource::JOBS, "ns", "/apis/batch/v1/namespaces/ns/jobs?x"),
+            (Resource::ENDPOINT_SLICES, "ns", "/apis/discovery.k8s.io/v1/namespaces/ns/endpointslices?x"),
         ];
-        for (resource, expected) in table {
-            assert_eq!(path(&resource, "ns", "n"), expected);
+        for (resource, namespace, expected) in table {
+            assert_eq!(path(&resource, namespace, "?x"), expected);
         }
     }
 
     #[test]
-    fn a_pod_is_ready_by_its_condition() {
-        let pod = |kind, status| json!({ "status": { "conditions": [{ "type": kind, "status": status }] } });
-        assert!(is_ready(&pod("Ready", "True")));
-        for other in [pod("Ready", "False"), pod("Ready", "Unknown"), pod("Initialized", "True"), json!({}), json!([])]
-        {
-            assert!(!is_ready(&other), "{other}");
+    fn ready_pods_are_those_that_a_workload_counts_or_a_slice_names() {
+        let ready = |objects: &[Value]| {
+            let mut ready = Ready::default();
+            objects.iter().for_each(|object| ready.add(object));
+            ready.count
+        };
+        for (status, expected) in [
+            (json!({ "readyReplicas": 3, "replicas": 5 }), 3),
+            (json!({ "numberReady": 2 }), 2),
+            (json!({ "ready": 1 }), 1),
+            (json!({ "replicas": 5 }), 0),
+            (json!({ "readyReplicas": "3" }), 0),
+            (json!(null), 0),
+        ] {
+            assert_eq!(ready(&[json!({ "status": status })]), expected);
         }
+        let endpoint =
+            |name: &str, ready: Value| json!({ "targetRef": { "name": name }, "conditions": { "ready": ready } });
+        let both = json!({ "endpoints": [endpoint("a", json!(true)), endpoint("b", json!(false)), endpoint("c", json!(null))] });
+        let address = json!({ "endpoints": [{ "addresses": ["10.0.0.1"] }] });
+        assert_eq!(
+            ready(&[both.clone(), both, address]),
+            3,
+            "the same pod counts once, and what says nothing is ready"
+        );
     }
 }

@@ -1,6 +1,4 @@
-//! Kubernetes custom metrics from Sysdig Monitor.
-//!
-//! The library exists for the program, its tests and its demo; see ARCHITECTURE.md. Its interface is [`run::run`].
+//! The library of the program, its tests and its demo; see ARCHITECTURE.md. Its interface is [`run::run`].
 #![doc(hidden)]
 
 mod api;
@@ -25,9 +23,26 @@ pub mod route;
 pub mod run;
 pub mod selector;
 mod server;
+mod store;
 pub mod sysdig;
 mod timestamp;
 pub mod tls;
+
+/// What nearly every file uses.
+mod prelude {
+    pub(crate) use crate::error::{Error, Reason, Result, ensure, quoted, refusal};
+    pub(crate) use crate::lock;
+    pub(crate) use serde_json::{Value, json};
+    pub(crate) use std::collections::{BTreeMap, BTreeSet};
+    pub(crate) use std::sync::{Arc, Mutex, PoisonError};
+    pub(crate) use std::time::{Duration, Instant};
+}
+
+/// At least 0 and below 1, for what must not happen everywhere at the same time.
+pub(crate) fn random() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    (RandomState::new().hash_one(0_u8) % 1024) as f64 / 1024.0
+}
 
 /// Takes a lock. What a thread that panicked leaves behind is usable: nothing panics between two changes.
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -1,17 +1,12 @@
 //! Questions in PromQL, to Sysdig's Prometheus API.
-//! One request asks for three things of each object: the value, the newest sample's time, and the pods that Sysdig sees.
-//! Source: <https://docs.sysdig.com/en/sysdig-monitor/prometheuspublicapiservicelimits>.
+//! One request asks for several things of each object: the value, the newest sample's time, the pods that Sysdig sees,
+//! and how late samples arrive. Source: <https://docs.sysdig.com/en/sysdig-monitor/prometheuspublicapiservicelimits>.
 
-use std::collections::BTreeMap;
-
-use serde_json::Value;
-
-use crate::error::{Error, quoted, refusal};
-use crate::kube::items;
-use crate::quantity::Quantity;
-use crate::route::{Resource, percent_encode};
-use crate::selector::{Requirement, Tuning};
-use crate::sysdig::{Question, Row, Sysdig, invalid_answer};
+use crate::prelude::*;
+use crate::selector::{Operator, Requirement, Tuning};
+use crate::sysdig::{Object, Question, Row, Rows, STEP, Scope, Sysdig, invalid_answer};
+use crate::{kube::items, quantity::Quantity, route::Resource, route::percent_encode};
+use std::{iter, sync::atomic::Ordering::Relaxed};
 
 /// Sysdig's own metrics: the old id, the name in PromQL, and what a sample is. `delta`: the change since the sample
 /// before, as the agent tells it; `gauge`: a state. What applications tell is a `counter`: a total since some start.
@@ -24,6 +19,8 @@ const CLUSTER: &str = "kube_cluster_name";
 const PART: &str = "sysdig_metrics_adapter";
 /// A longer query travels in a body.
 const LONGEST_GET: usize = 2000;
+/// Samples that arrive later than this are not waited for.
+const MOST_LAG: u64 = 60;
 
 /// Sysdig's label in PromQL: `kube_pod_name` for `kubernetes.pod.name`.
 pub(crate) fn label_name(label: &str) -> String {
@@ -32,40 +29,71 @@ pub(crate) fn label_name(label: &str) -> String {
     ours.unwrap_or(plain)
 }
 
-pub(crate) fn rows(sysdig: &Sysdig, question: &Question<'_>, end: u64) -> Result<Vec<Row>, Error> {
-    let answer = ask(sysdig, &query(question, sysdig.cluster()?)?, end)?;
-    let by = question.by.map(label_name);
-    let mut rows: BTreeMap<&str, Row> = BTreeMap::new();
+/// The window ends where samples have arrived: one cut short would make a sum too small, and scale down.
+pub(crate) fn rows(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64) -> Result<Rows> {
+    let lag = sysdig.lag.load(Relaxed);
+    let (found, seen) = rows_at(sysdig, question, scope, end, lag)?;
+    sysdig.lag.store(seen, Relaxed);
+    if seen > lag { Ok(rows_at(sysdig, question, scope, end, seen)?.0) } else { Ok(found) }
+}
+
+/// The rows of a window that ends `lag` before `end`, and the lag that the answer shows.
+fn rows_at(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64, lag: u64) -> Result<(Rows, u64)> {
+    let answer = ask(sysdig, &query(question, scope, sysdig.cluster()?, lag)?, end)?;
+    let (_, kind) = series(question)?;
+    let (mut rows, mut seen, mut first) = (Rows::new(), lag, BTreeMap::<Object, &Value>::new());
     for series in items(&answer, "/data/result") {
-        let text = |label: &str| series["metric"][label].as_str().unwrap_or_default();
-        let object = by.as_ref().map_or("", |by| text(by));
-        let row =
-            rows.entry(object).or_insert_with(|| Row { object: object.to_owned(), end, value: None, pods: Some(0) });
-        match (text(PART), series["value"][1].as_str().unwrap_or_default()) {
-            ("value", value) if row.value.is_none() => row.value = Some(Quantity::parse(value)),
-            ("pods", value) => row.pods = value.parse().ok(),
-            ("time", value) => row.end = value.parse::<f64>().map_or(0, |seconds| end.min(seconds as u64)),
+        let labels = &series["metric"];
+        let text = |label: &str| labels[label].as_str().unwrap_or_default();
+        let value = series["value"][1].as_str().unwrap_or_default();
+        let time = value.parse::<f64>().map_or(0, |seconds| seconds as u64);
+        if text(PART) == "lag" {
+            seen = (end.saturating_sub(time) / STEP * STEP).min(MOST_LAG);
+            continue;
+        }
+        let name = |label: Option<&str>| label.map_or("", |label| text(&label_name(label))).to_owned();
+        let object = Object::from(question.object_labels().map(name));
+        let empty = Row { end: end - lag, value: None, pods: Some(0), differing: String::new() };
+        let row = rows.entry(object.clone()).or_insert(empty);
+        match text(PART) {
+            "value" if row.value.is_none() => {
+                row.value = Some(Quantity::parse(value));
+                first.insert(object, labels);
+            }
+            "value" if question.tuning.group.is_empty() => {
+                row.value = Some(Err(Reason::Ambiguous));
+                row.differing = first.get(&object).map_or_else(String::new, |first| differing(first, labels));
+            }
+            "pods" => row.pods = value.parse().ok(),
+            "time" => row.end = row.end.min(time),
             _ => return Err(invalid_answer("it has a series that was not asked for")),
         }
     }
     // Silence of what counts changes is idleness, if the pods are seen; of anything else it is just silence.
-    let (_, kind) = series(question)?;
-    let rows = rows.into_values().filter(|row| kind == "delta" || row.value.is_some());
-    Ok(rows.map(|row| if row.value.is_some() { row } else { Row { end, ..row } }).collect())
+    rows.retain(|_, row| kind == "delta" || row.value.is_some());
+    rows.values_mut().filter(|row| row.value.is_none()).for_each(|row| row.end = end - lag);
+    Ok((rows, seen))
 }
 
-pub(crate) fn is_collected(sysdig: &Sysdig, question: &Question<'_>, end: u64) -> Result<bool, Error> {
+/// The labels by which two series differ, with both values.
+fn differing(one: &Value, other: &Value) -> String {
+    let keys = [one, other].into_iter().filter_map(Value::as_object).flat_map(|labels| labels.keys());
+    let keys: BTreeSet<_> = keys.filter(|key| one[*key] != other[*key]).collect();
+    keys.into_iter().map(|key| format!("{key} ({}, {})", one[key], other[key])).collect::<Vec<_>>().join(", ")
+}
+
+pub(crate) fn is_collected(sysdig: &Sysdig, question: &Question, end: u64) -> Result<bool> {
     let ((name, _), cluster) = (series(question)?, matchers(sysdig.cluster()?, &[]));
     let answer = ask(sysdig, &format!("count(last_over_time({name}{{{cluster}}}[1d]))"), end)?;
     Ok(items(&answer, "/data/result").next().is_some())
 }
 
-pub(crate) fn names(sysdig: &Sysdig) -> Result<Vec<String>, Error> {
+pub(crate) fn names(sysdig: &Sysdig) -> Result<Vec<String>> {
     let answer: Value = sysdig.ask("/prometheus/api/v1/label/__name__/values", None)?;
     Ok(items(&answer, "/data").filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
-fn ask(sysdig: &Sysdig, query: &str, time: u64) -> Result<Value, Error> {
+fn ask(sysdig: &Sysdig, query: &str, time: u64) -> Result<Value> {
     let (path, form) = ("/prometheus/api/v1/query", format!("query={}&time={time}", percent_encode(query)));
     let answer: Value = match form.len() > LONGEST_GET {
         true => sysdig.ask(path, Some(("application/x-www-form-urlencoded", form)))?,
@@ -81,35 +109,38 @@ fn ask(sysdig: &Sysdig, query: &str, time: u64) -> Result<Value, Error> {
 }
 
 /// Name of the series of a metric, and what a sample of it is.
-fn series(question: &Question<'_>) -> Result<(String, &'static str), Error> {
-    let metric = question.metric;
+pub(crate) fn series(question: &Question) -> Result<(String, &'static str)> {
+    let metric = question.metric.as_str();
     let own = OWN.lines().filter_map(|line| line.split_once(' ').and_then(|(id, it)| Some((id, it.split_once(' ')?))));
     let container = ["sysdig_host_", "sysdig_program_"].iter().find_map(|flavour| metric.strip_prefix(flavour));
     let container = container.map_or_else(|| metric.to_owned(), |rest| format!("sysdig_container_{rest}"));
     if let Some((id, (name, kind))) = own.clone().find(|(id, (name, _))| *id == metric || *name == container) {
-        let flavour = if question.host { "sysdig_host_" } else { "sysdig_container_" };
+        let flavour = if question.is_host() { "sysdig_host_" } else { "sysdig_container_" };
         let name = if id == metric { name.replacen("sysdig_container_", flavour, 1) } else { metric.to_owned() };
         return Ok((name, kind));
     }
-    if metric.contains(['.', '-']) {
-        let family = metric.split('.').next().unwrap_or_default();
-        let near = own.map(|(id, _)| id).filter(|id| id.starts_with(family)).collect::<Vec<_>>().join(", ");
-        return Err(refusal!(
-            InvalidRequest,
-            "{metric} has no name in PromQL that is safe to assume: ask for it as Sysdig Monitor's PromQL explorer names it \
-             (ids of its family that have one: {near})"
-        ));
-    }
+    let family = metric.split('.').next().unwrap_or_default();
+    let near = || own.map(|(id, _)| id).filter(|id| id.starts_with(family)).collect::<Vec<_>>().join(", ");
+    ensure!(
+        !metric.contains(['.', '-']),
+        InvalidRequest,
+        "{metric} has no name in PromQL that is safe to assume: ask for it as Sysdig Monitor's PromQL explorer names it \
+         (ids of its family that have one: {})",
+        near()
+    );
     let total = ["_total", "_count", "_sum", "_bucket"].iter().any(|end| metric.ends_with(end));
     Ok((metric.to_owned(), if total && !metric.starts_with("sysdig_") { "counter" } else { "gauge" }))
 }
 
-fn query(question: &Question<'_>, cluster: &str) -> Result<String, Error> {
+fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64) -> Result<String> {
     let Tuning { time, group, window } = question.tuning;
     let (name, kind) = series(question)?;
-    let series = format!("{name}{{{}}}", matchers(cluster, &question.requirements()));
+    let within = scope.requirements(question);
+    let matching = matchers(cluster, &[within.as_slice(), &question.labels].concat());
     // The sample on the older edge is one of the window before.
-    let samples = format!("{series}[{}ms]", window * 1000 - 1);
+    let range = format!("[{}ms]{}", window * 1000 - 1, if lag > 0 { format!(" offset {lag}s") } else { String::new() });
+    let samples = format!("{name}{{{matching}}}{range}");
+    let by = question.object_labels().into_iter().flatten().map(label_name).collect::<Vec<_>>().join(", ");
     let value = match (kind, time) {
         ("counter", "avg" | "timeAvg") => format!("rate({samples})"),
         ("counter", "sum") => format!("increase({samples})"),
@@ -118,25 +149,30 @@ fn query(question: &Question<'_>, cluster: &str) -> Result<String, Error> {
         (_, "timeAvg") => format!("avg_over_time({samples})"),
         _ => format!("{time}_over_time({samples})"),
     };
-    let (by, pod) = (question.by.map(label_name), label_name(Resource::PODS.label));
-    let each = by.as_ref().map_or_else(|| pod.clone(), |by| format!("{by}, {pod}"));
-    let by = by.map_or_else(String::new, |by| format!(" by ({by})"));
     let part = |part: &str, query: String| format!("label_replace({query}, \"{PART}\", \"{part}\", \"\", \"\")");
-    let value = part("value", format!("{group}{by} ({value})"));
-    let time = part("time", format!("max{by} (timestamp({series}))"));
-    if question.host {
+    let value = part("value", if group.is_empty() { value } else { format!("{group} by ({by}) ({value})") });
+    let time = part("time", format!("max by ({by}) (timestamp({name}{{{matching}}}))"));
+    if question.is_host() {
         return Ok(format!("{value} or {time}"));
     }
-    let seen = format!("last_over_time({COMPANION}{{{}}}[{window}s])", matchers(cluster, &question.scope));
-    let pods = part("pods", format!("count{by} (count by ({each}) ({seen}))"));
-    Ok(format!("{value} or {time} or {pods}"))
+    let (pod, seen) = (label_name(Resource::PODS.label), format!("{COMPANION}{{{}}}", matchers(cluster, &within)));
+    let each = format!("count by ({by}, {pod}) (last_over_time({seen}{range}))");
+    let pods = part("pods", format!("count by ({by}) ({each})"));
+    let lag = part("lag", format!("max(timestamp({seen}))"));
+    Ok(format!("{value} or {time} or {pods} or {lag}"))
 }
 
 fn matchers(cluster: &str, requirements: &[Requirement]) -> String {
-    let cluster = Requirement { key: CLUSTER.to_owned(), values: vec![cluster.to_owned()] };
-    let matchers = std::iter::once(&cluster).chain(requirements).map(|Requirement { key, values }| {
+    let cluster = Requirement::is(CLUSTER, [cluster.to_owned()]);
+    let matchers = iter::once(&cluster).chain(requirements).map(|Requirement { key, operator, values }| {
         let pattern = values.iter().map(|value| pattern(value)).collect::<Vec<_>>().join("|");
-        format!("{}=~{}", label_name(key), string(&pattern))
+        let sign = match operator {
+            Operator::In => "=~",
+            Operator::NotIn => "!~",
+            Operator::Exists => "!=",
+            Operator::DoesNotExist => "=",
+        };
+        format!("{}{sign}{}", label_name(key), string(&pattern))
     });
     matchers.collect::<Vec<_>>().join(",")
 }
@@ -156,10 +192,18 @@ fn pattern(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn question(metric: &'static str, time: &'static str) -> Question<'static> {
-        let scope = vec![Requirement { key: "kubernetes.namespace.name".to_owned(), values: vec!["shop".to_owned()] }];
-        let tuning = Tuning { time, group: "sum", window: 60 };
-        Question { metric, tuning, host: false, by: Some("kubernetes.pod.name"), scope, labels: &[] }
+    fn question(metric: &str, time: &'static str) -> Question {
+        Question {
+            metric: metric.to_owned(),
+            tuning: Tuning { time, group: "sum", window: 60 },
+            resource: &Resource::PODS,
+            legacy: false,
+            labels: Vec::new(),
+        }
+    }
+
+    fn asked(question: &Question) -> Result<String> {
+        query(question, &Scope::of([&("shop".to_owned(), "a".to_owned())]), "blue", 0)
     }
 
     #[test]
@@ -199,27 +243,27 @@ mod tests {
             ("orders_total", "sum", "increase(orders_total{X}[59999ms])"),
         ];
         for (metric, time, expected) in table {
-            let query = query(&question(metric, time), "blue").unwrap();
-            let series = r#"kube_cluster_name=~"blue",kube_namespace_name=~"shop""#;
+            let query = asked(&question(metric, time)).unwrap();
+            let series = r#"kube_cluster_name=~"blue",kube_namespace_name=~"shop",kube_pod_name=~"a""#;
             let expected = expected.replace('X', series);
             assert!(
-                query.starts_with(&format!("label_replace(sum by (kube_pod_name) ({expected})")),
+                query.starts_with(&format!("label_replace(sum by (kube_namespace_name, kube_pod_name) ({expected})")),
                 "{metric}: {query}"
             );
         }
         for (metric, time) in
             [("orders_total", "max"), ("jvm.heap.used", "avg"), ("net.http.nope", "avg"), ("a-b", "avg")]
         {
-            assert!(query(&question(metric, time), "blue").is_err(), "{metric}");
+            assert!(asked(&question(metric, time)).is_err(), "{metric}");
         }
-        let refusal = query(&question("net.http.nope", "avg"), "blue").unwrap_err().message;
+        let refusal = asked(&question("net.http.nope", "avg")).unwrap_err().message;
         assert!(refusal.contains("net.http.request.count, net.http.request.time"), "{refusal}");
     }
 
     #[test]
     fn a_node_is_asked_for_as_a_host_and_has_no_pods() {
-        let question = Question { host: true, by: Some("kubernetes.node.name"), ..question("cpu.used.percent", "avg") };
-        let query = query(&question, "blue").unwrap();
+        let node = Question { resource: &Resource::NODES, ..question("cpu.used.percent", "avg") };
+        let query = asked(&node).unwrap();
         assert!(query.contains("sum by (kube_node_name) (avg_over_time(sysdig_host_cpu_used_percent{"), "{query}");
         assert!(!query.contains(COMPANION), "{query}");
     }

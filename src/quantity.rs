@@ -1,9 +1,8 @@
-//! Decimal numbers as Kubernetes quantities: parsed exactly, printed canonically.
-//! A [`Quantity`] counts billionths, the finest unit Kubernetes has. It never wraps, saturates
-//! or turns a non-zero number into zero: what does not fit is an error.
+//! Decimal numbers as Kubernetes quantities: parsed exactly, printed canonically. Nothing wraps, saturates or turns a
+//! non-zero number into zero: what does not fit is an error.
 //! Source: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>.
 
-use crate::error::Reason;
+use crate::prelude::*;
 use std::fmt;
 
 /// An autoscaler computes in thousandths held in 64 bits; a quantity beyond that would be cut there.
@@ -13,15 +12,14 @@ const MAX_NANOS: i128 = i64::MAX as i128 * 1_000_000;
 const SUFFIXES: [(u32, &str); 9] =
     [(24, "P"), (21, "T"), (18, "G"), (15, "M"), (12, "k"), (9, ""), (6, "m"), (3, "u"), (0, "n")];
 
-/// A number in billionths, within what a HorizontalPodAutoscaler can compute with.
+/// A number in billionths, the finest unit of Kubernetes, within what a HorizontalPodAutoscaler can compute with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Quantity(i128);
 
 impl Quantity {
     pub const ZERO: Self = Self(0);
 
-    /// Reads a decimal as JSON and PromQL write it: `-12.5`, `1e+06`, `NaN`, `+Inf`.
-    /// Digits below a billionth are rounded half to even, but never to zero.
+    /// Reads a decimal as JSON and PromQL write it, rounded half to even to a billionth, but never to zero.
     /// Errors: [`Reason::NotFinite`] for what is no number, [`Reason::OutOfRange`] beyond 9223372036854775.807.
     pub fn parse(text: &str) -> Result<Self, Reason> {
         let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
@@ -34,6 +32,19 @@ impl Quantity {
         }
         let nanos = magnitude(digits.trim_start_matches('0'), i64::from(exponent) + 9 - fraction.len() as i64)?;
         Ok(Self(if text.starts_with('-') { -nanos } else { nanos }))
+    }
+
+    /// As Sysdig's group aggregations do; an average does not become zero. Errors: [`Reason::OutOfRange`].
+    pub(crate) fn combine(group: &str, values: impl ExactSizeIterator<Item = Self> + Clone) -> Result<Self, Reason> {
+        let (sum, count) = (values.clone().map(|value| value.0).sum::<i128>(), values.len().max(1) as i128);
+        let value = match group {
+            "sum" => Some(Self(sum)),
+            "min" => values.min(),
+            "max" => values.max(),
+            _ if sum.abs() < count => Some(Self(sum.signum())),
+            _ => Some(Self(sum / count)),
+        };
+        value.filter(|value| value.0.abs() <= MAX_NANOS).ok_or(Reason::OutOfRange)
     }
 }
 

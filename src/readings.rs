@@ -1,28 +1,23 @@
-//! From a typed question to a value: the object must exist, Sysdig must know it, the number must be fresh.
+//! From a typed question to a value, with one query to Sysdig for all objects that are asked about.
 //! An error makes an autoscaler hold; a false zero scales production down: nothing becomes zero without proof.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use crate::prelude::*;
+use crate::route::{Read, Resource, Select};
+use crate::store::{Outcome, Plan, Store};
+use crate::sysdig::{Object, QUERIES, Question, Row, Rows, Scope, Sysdig};
+use crate::{changes::Changes, config::Config, handler::Stop};
+use crate::{handler::WAIT, kube::Kube, kube::named, quantity::Quantity, selector::Tuning, selector::settle};
+use crate::{server::guarded, timestamp::unix_now};
+use std::{sync::Condvar, sync::atomic::Ordering::Relaxed};
 
-use crate::changes::Changes;
-use crate::config::Config;
-use crate::error::{Error, Reason, Result, refusal};
-use crate::kube::{Kube, named};
-use crate::lock;
-use crate::quantity::Quantity;
-use crate::route::{Read, Resource};
-use crate::selector::Requirement;
-use crate::sysdig::{Question, Row, Sysdig};
-
-const WORKLOAD_TYPE: &str = "kubernetes.workload.type";
-const WORKLOAD_NAME: &str = "kubernetes.workload.name";
 const KUBERNETES: &str = "Kubernetes API";
 const SYSDIG: &str = "Sysdig";
-/// For how many seconds it stays known that a metric is collected, and that it is not.
-const COLLECTED: u64 = 600;
-const NOT_COLLECTED: u64 = 60;
-const MOST_METRICS: usize = 1000;
+/// A first ask waits so long for its answer; the query goes on for the next asker.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// With objects in more namespaces than this, one list of the whole cluster takes the place of one for each.
+const MOST_LISTS: usize = 3;
+/// Seconds that the clocks may differ before it is worth a line in the log.
+const MOST_SKEW: u64 = 30;
 
 /// An object's name and value, and the end of the window it sums up in Unix seconds.
 pub(crate) type Item = (String, Quantity, u64);
@@ -31,156 +26,220 @@ pub(crate) struct Readings {
     kube: Arc<Kube>,
     sysdig: Arc<Sysdig>,
     changes: Arc<Changes>,
-    max_age: Duration,
-    collected: Mutex<BTreeMap<String, (bool, u64)>>,
+    store: Mutex<Store>,
+    /// There is something to ask Sysdig for; something was answered.
+    work: Condvar,
+    answered: Condvar,
 }
 
 impl Readings {
     pub(crate) fn new(config: &Config, kube: Arc<Kube>, sysdig: Arc<Sysdig>, changes: Arc<Changes>) -> Self {
-        Self { kube, sysdig, changes, max_age: config.max_age, collected: Mutex::default() }
+        let store = Mutex::new(Store::new(config));
+        let (work, answered) = (Condvar::new(), Condvar::new());
+        Self { kube, sysdig, changes, store, work, answered }
     }
 
-    /// The values that a question asks for at `now` (Unix seconds): one for an object that is named, and for `*` one
-    /// for each object that has a value to be trusted. Errors: There is none; the reason says why.
-    pub(crate) fn read(&self, read: &Read, now: u64) -> Result<Vec<Item>> {
+    /// The values at `now` (Unix seconds), and the seconds of samples that each sums up; for `*` one for each object that
+    /// has one to be trusted. Errors: There is none and the reason says why, or [`WAIT`].
+    pub(crate) fn read(&self, read: &Read, wait: bool, now: u64) -> Result<(Vec<Item>, u64), Stop> {
+        let plan = self.plan(read)?;
+        let window = plan.question.tuning.window;
+        let mut store = lock(&self.store);
+        if let Some(known) = store.known(&plan, now) {
+            return Ok((known?, window));
+        }
+        if !wait {
+            return Err(WAIT);
+        }
         self.sysdig.check_configured()?;
-        let (question, names) = self.noted(KUBERNETES, self.question(read))?;
-        let mut rows: BTreeMap<String, Row> = BTreeMap::new();
-        for row in self.noted(SYSDIG, self.sysdig.rows(&question, now))? {
-            let (object, metric) = (named(read.resource, &read.namespace, &row.object), &read.metric);
-            if rows.insert(row.object.clone(), row).is_some() {
-                return Err(refusal!(Ambiguous, "Sysdig has more than one series of {metric} for {object}"));
-            }
-        }
-        let row = |name| rows.get(if question.by.is_some() { name } else { "" });
-        let items = names.iter().map(|name| self.item(read, &question, name, row(name.as_str()), now));
-        let (items, refusals): (Vec<_>, Vec<_>) = items.partition(Result::is_ok);
-        match refusals.into_iter().find_map(Result::err) {
-            Some(refusal) if items.is_empty() => Err(refusal),
-            _ => Ok(items.into_iter().flatten().collect()),
-        }
+        let before = store.want(&plan)?;
+        self.work.notify_one();
+        let pending = |store: &mut Store| store.answer(&plan, before, now).is_none() && store.closed().is_none();
+        let store = self.answered.wait_timeout_while(store, DEADLINE, pending);
+        let store = store.unwrap_or_else(PoisonError::into_inner).0;
+        let slow = || refusal!(BackendTimeout, "no answer of Sysdig within {DEADLINE:?}; the query goes on: ask again");
+        let answer = store.answer(&plan, before, now);
+        Ok((answer.unwrap_or_else(|| Err(store.closed().unwrap_or_else(slow)))?, window))
     }
 
-    /// What Sysdig is asked, and about which objects; they exist.
-    fn question<'a>(&self, read: &'a Read) -> Result<(Question<'a>, Vec<String>)> {
-        let (resource, namespace, all) = (read.resource, &read.namespace, read.object == "*");
-        let mut question = Question {
-            metric: &read.metric,
-            tuning: read.tuning,
-            host: *resource == Resource::NODES,
-            by: Some(resource.label),
-            scope: Vec::new(),
-            labels: &read.labels,
-        };
-        let mut within = |label: &str, values: Vec<String>| {
-            question.scope.push(Requirement { key: label.to_owned(), values });
-        };
-        if !namespace.is_empty() {
-            within(Resource::NAMESPACES.label, vec![namespace.clone()]);
-        }
-        if read.described != resource {
-            within(WORKLOAD_TYPE, vec![resource.workload_type.to_owned()]);
-            question.by = Some(WORKLOAD_NAME);
-        } else if *resource == Resource::SERVICES && self.sysdig.speaks_promql(&read.metric) {
+    fn plan(&self, read: &Read) -> Result<Plan> {
+        let (labels, tuning) = settle(&read.selector, Tuning::default());
+        let (select, metric) = (read.select.clone(), read.metric.clone());
+        let (resource, promql) = (select.resource, self.sysdig.speaks_promql(&metric));
+        let mut question = Question { metric, tuning, resource, legacy: read.described != resource, labels };
+        if promql && *resource == Resource::SERVICES {
             // No label tells a Service there, and a pod can be behind several: a Service is what it selects.
-            if all {
-                return Err(refusal!(InvalidRequest, "in PromQL services are read by name only: read pods instead"));
-            }
-            let pods: Vec<String> = self.kube.ready_endpoints(namespace, &read.object)?.into_iter().collect();
-            if pods.is_empty() {
-                return Err(refusal!(NoData, "{} has no ready pods", named(resource, namespace, &read.object)));
-            }
-            within(Resource::PODS.label, pods);
-            question.by = None;
+            let one = select.name != "*";
+            ensure!(one, InvalidRequest, "in PromQL services are read by name only: read pods instead");
+            question.resource = &Resource::PODS;
         }
-        let names = match all {
-            true => self.kube.names(resource, namespace, &read.objects)?,
-            false => self.kube.check_object(resource, namespace, &read.object).map(|()| vec![read.object.clone()])?,
-        };
-        Ok((question.about(&names), names))
+        // Nobody having declared an aggregation, an external metric must be one series, where that can be told.
+        if question.tuning.group.is_empty() && !(promql && read.is_external()) {
+            question.tuning.group = "avg";
+        }
+        Ok(Plan { question, select })
     }
 
-    fn item(&self, read: &Read, question: &Question<'_>, name: &str, row: Option<&Row>, now: u64) -> Result<Item> {
-        let (metric, object, window) =
-            (&read.metric, named(read.resource, &read.namespace, name), question.tuning.window);
-        let Some(row) = row.filter(|row| row.value.is_some() || !question.host) else {
-            let selected = if question.labels.is_empty() { "" } else { " with the labels of the metric's selector" };
-            return Err(refusal!(
-                NoData,
-                "Sysdig has no sample of {metric} for {object}{selected} in the last {window} s: is \
-                 CLUSTER_NAME the name that Sysdig shows, does the token's team see this namespace, does the agent run?"
-            ));
-        };
-        let (age, most) = (now.saturating_sub(row.end), self.max_age.as_secs());
-        if age > most {
-            return Err(refusal!(
-                TooOld,
-                "the newest sample of {metric} for {object} is {age} s old, over MAX_AGE ({most} s)"
-            ));
+    /// Asks Sysdig for what is wanted or due, for ever.
+    pub(crate) fn refresh(&self) {
+        loop {
+            let (question, selects) = self.next();
+            let (now, before) = (unix_now(), QUERIES.get());
+            let outcome = guarded(|| self.fetch(&question, &selects, now)).and_then(|outcome| outcome);
+            let skew = self.sysdig.skew.load(Relaxed);
+            let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
+            self.changes.note("clock", &if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) });
+            let cost = QUERIES.get() - before;
+            lock(&self.store).done(&question, &selects, outcome, cost, now);
+            self.answered.notify_all();
+            self.work.notify_all();
         }
-        let quantity = row.value.unwrap_or(Ok(Quantity::ZERO)).map_err(|reason| {
-            let mistake = match reason {
-                Reason::OutOfRange => "is beyond what an autoscaler can compute with (9223372036854775.807)",
-                _ => "is not a finite number",
+    }
+
+    fn next(&self) -> (Question, Vec<Select>) {
+        let mut store = lock(&self.store);
+        loop {
+            let pause = match store.next() {
+                Ok(found) => return found,
+                Err(pause) => pause,
             };
-            Error::new(reason, format!("the value of {metric} for {object} {mistake}"))
-        })?;
-        if row.value.is_none() || (question.tuning.group == "sum" && !question.host) {
-            self.check_all_seen(read, question, name, row, now)?;
+            store = self.work.wait_timeout(store, pause).unwrap_or_else(PoisonError::into_inner).0;
         }
-        if row.value.is_none() && !self.is_collected(question, now)? {
-            return Err(refusal!(
-                MetricNotCollected,
-                "Sysdig has no sample of {metric} in the whole cluster within a day: is the id right, and does the agent's \
-                 mode collect it? (agents in essentials mode send no HTTP metrics)"
-            ));
-        }
-        Ok((name.to_owned(), quantity, row.end))
     }
 
-    /// Makes sure that Sysdig sees every Ready pod of the object: a sum over fewer would be too small, and silence
-    /// means idleness only if Sysdig sees the whole object.
-    fn check_all_seen(&self, read: &Read, question: &Question<'_>, name: &str, row: &Row, now: u64) -> Result<()> {
-        let ready = self.kube.ready_pods(read.resource, &read.namespace, name);
-        let ready = self.noted(KUBERNETES, ready)?.unwrap_or(1).max(1);
-        let about = question.clone().about(&[name.to_owned()]);
-        let seen = row.pods.map_or_else(|| self.noted(SYSDIG, self.sysdig.pods(&about, now)), Ok)?;
-        let (metric, object, window) =
-            (&read.metric, named(read.resource, &read.namespace, name), question.tuning.window);
-        if seen >= ready {
-            return Ok(());
-        }
-        Err(refusal!(
-            NoData,
-            "Sysdig has no value of {metric} for all of {object}: in the last {window} s it sees {seen} of its {ready} \
-             ready pods, does the Sysdig agent run on every node?"
-        ))
+    fn fetch(&self, question: &Question, selects: &[Select], now: u64) -> Outcome {
+        let places: BTreeSet<_> = selects.iter().map(|select| &select.namespace).collect();
+        let wide = places.len() > MOST_LISTS;
+        let objects = selects.iter().map(|it| self.noted(KUBERNETES, self.objects(it, question.resource, wide)));
+        let objects: Vec<_> = objects.collect();
+        let scope = Scope::of(objects.iter().flatten().flatten());
+        let ask = || self.noted(SYSDIG, self.sysdig.rows(question, &scope, now));
+        let rows = if scope.1.is_empty() { Rows::new() } else { ask()? };
+        let mut fetch = Fetch { readings: self, question, now, wide, scope, rows, seen: None };
+        Ok(selects.iter().zip(objects).map(|(select, objects)| fetch.items(select, &objects?)).collect())
     }
 
-    fn is_collected(&self, question: &Question<'_>, now: u64) -> Result<bool> {
-        let metric = question.metric;
-        let known = lock(&self.collected).get(metric).copied();
-        if let Some((collected, until)) = known
-            && now < until
-        {
-            return Ok(collected);
+    /// The objects, which exist, whose rows a reading is made of. Looked up in one list of the whole cluster if `wide`.
+    fn objects(&self, select: &Select, rows: &Resource, wide: bool) -> Result<Vec<Object>> {
+        let Select { resource, namespace, name, labels } = select;
+        let (place, object) = (if wide { "" } else { namespace }, (namespace.clone(), name.clone()));
+        if name == "*" {
+            let (found, plural) = (self.kube.objects(resource, namespace, labels, None)?, resource.plural);
+            let none = || refusal!(ObjectNotFound, "there are no {plural} with labels {labels:?} in {namespace:?}");
+            return if found.is_empty() { Err(none()) } else { Ok(found.keys().cloned().collect()) };
         }
-        let collected = self.noted(SYSDIG, self.sysdig.is_collected(question, now))?;
-        let until = now + if collected { COLLECTED } else { NOT_COLLECTED };
-        let mut known = lock(&self.collected);
-        if known.len() >= MOST_METRICS {
-            known.clear();
+        let what = || named(resource, namespace, name);
+        let exists = self.kube.objects(resource, place, "", Some(&object))?.contains_key(&object);
+        ensure!(exists, ObjectNotFound, "{} does not exist", what());
+        if resource == &rows {
+            return Ok(vec![object]);
         }
-        known.insert(metric.to_owned(), (collected, until));
-        Ok(collected)
+        let pods = self.kube.ready(resource, place, &object)?.pods;
+        let pods: Vec<Object> = pods.into_iter().map(|pod| (namespace.clone(), pod)).collect();
+        if pods.is_empty() { Err(refusal!(PartlySeen, "{} has no ready pods", what())) } else { Ok(pods) }
     }
 
     /// A mistake in the question is no state of who was asked. A Sysdig that is none shows in the metric catalogue.
     fn noted<T>(&self, asked: &'static str, result: Result<T>) -> Result<T> {
-        let callers = [Reason::ObjectNotFound, Reason::Ambiguous, Reason::InvalidRequest, Reason::BackendRejected];
+        let callers = [Reason::ObjectNotFound, Reason::PartlySeen, Reason::InvalidRequest, Reason::BackendRejected];
         if result.as_ref().err().is_none_or(|error| !callers.contains(&error.reason)) {
             self.changes.note(asked, &result);
         }
         result
     }
+}
+
+/// One query, and what its answer comes to for each who asks.
+struct Fetch<'a> {
+    readings: &'a Readings,
+    question: &'a Question,
+    now: u64,
+    /// Whether objects are looked up in lists of the whole cluster.
+    wide: bool,
+    scope: Scope,
+    rows: Rows,
+    /// The pods of each object that Sysdig sees, once they are asked for.
+    seen: Option<Result<BTreeMap<Object, u64>>>,
+}
+
+impl Fetch<'_> {
+    /// The values of a reading: those of its objects that have one, or that of a Service out of its pods'.
+    fn items(&mut self, select: &Select, objects: &[Object]) -> Result<Vec<Item>> {
+        let (mut items, mut refusal) = (Vec::<Item>::new(), Ok(()));
+        for object in objects {
+            match self.item(object) {
+                Ok(item) => items.push(item),
+                Err(error) => refusal = refusal.and(Err(error)),
+            }
+        }
+        let Some(end) = items.iter().map(|(_, _, end)| *end).min() else { return refusal.map(|()| items) };
+        if select.resource == self.question.resource {
+            return Ok(items);
+        }
+        let (metric, group) = (&self.question.metric, self.question.tuning.group);
+        let what = named(select.resource, &select.namespace, &select.name);
+        let value = Quantity::combine(group, items.iter().map(|(_, value, _)| *value));
+        let value = value.map_err(|reason| no_value(reason, metric, &what, ""))?;
+        if group == "sum" || value == Quantity::ZERO {
+            refusal.map_err(|error| Error::new(Reason::PartlySeen, error.message))?;
+        }
+        Ok(vec![(select.name.clone(), value, end)])
+    }
+
+    fn item(&mut self, object: &Object) -> Result<Item> {
+        let Question { metric, tuning, resource, labels, .. } = self.question;
+        let (what, window, host) = (named(resource, &object.0, &object.1), tuning.window, self.question.is_host());
+        let Some(row) = self.rows.get(object).filter(|row| row.value.is_some() || !host).cloned() else {
+            let selected = if labels.is_empty() { "" } else { " with the labels of the metric's selector" };
+            let ask = "is CLUSTER_NAME the name that Sysdig shows, does the token's team see this namespace, does the agent run?";
+            return Err(refusal!(
+                NoData,
+                "Sysdig has no sample of {metric} for {what}{selected} in the last {window} s: {ask}"
+            ));
+        };
+        let quantity = row.value.unwrap_or(Ok(Quantity::ZERO));
+        let quantity = quantity.map_err(|reason| no_value(reason, metric, &what, &row.differing))?;
+        if row.value.is_none() || (tuning.group == "sum" && resource.counts_pods()) {
+            self.check_all_seen(object, &row)?;
+        }
+        let collected = || self.readings.noted(SYSDIG, self.readings.sysdig.is_collected(self.question, self.now));
+        if row.value.is_none() && !collected()? {
+            let ask = "is the id right, and does the agent's mode collect it? (agents in essentials mode send no HTTP metrics)";
+            let what = format!("Sysdig has no sample of {metric} in the whole cluster within a day");
+            return Err(refusal!(MetricNotCollected, "{what}: {ask}"));
+        }
+        Ok((object.1.clone(), quantity, row.end))
+    }
+
+    /// Makes sure that Sysdig sees every Ready pod of the object: a sum over fewer would be too small, and silence
+    /// means idleness only if Sysdig sees the whole object.
+    fn check_all_seen(&mut self, object: &Object, row: &Row) -> Result<()> {
+        let (readings, question) = (self.readings, self.question);
+        let (resource, place) = (question.resource, if self.wide { "" } else { &object.0 });
+        let ready = resource.counts_pods().then(|| readings.kube.ready(resource, place, object));
+        let ready = readings.noted(KUBERNETES, ready.transpose())?.map_or(1, |ready| ready.count.max(1));
+        let ask = || readings.noted(SYSDIG, readings.sysdig.pods(question, &self.scope, self.now));
+        let seen = match row.pods {
+            Some(seen) => seen,
+            None => *self.seen.get_or_insert_with(ask).as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0),
+        };
+        if seen >= ready {
+            return Ok(());
+        }
+        let (metric, what) = (&question.metric, named(resource, &object.0, &object.1));
+        let seen = format!("in the last {} s it sees {seen} of its {ready} ready pods", question.tuning.window);
+        let ask = "does the Sysdig agent run on every node?";
+        Err(refusal!(PartlySeen, "Sysdig has no value of {metric} for all of {what}: {seen}, {ask}"))
+    }
+}
+
+fn no_value(reason: Reason, metric: &str, what: &str, differing: &str) -> Error {
+    let mend = "select one by these labels, or declare sysdig/group-aggregation=avg|sum|min|max";
+    let mistake = match reason {
+        Reason::OutOfRange => "is beyond what an autoscaler can compute with (9223372036854775.807)",
+        Reason::Ambiguous if differing.is_empty() => "stands in Sysdig's answer more than once",
+        Reason::Ambiguous => &format!("is that of several series, which differ in {differing}: {mend}"),
+        _ => "is not a finite number",
+    };
+    Error::new(reason, format!("the value of {metric} for {what} {mistake}"))
 }

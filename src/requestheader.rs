@@ -1,11 +1,10 @@
-//! Which client certificates speak for users: the request header configuration of the API server.
-//! Whose certificate counts stands in ConfigMap kube-system/extension-apiserver-authentication.
+//! Which client certificates speak for users: ConfigMap kube-system/extension-apiserver-authentication.
 //! Source: <https://kubernetes.io/docs/tasks/extend-kubernetes/configure-aggregation-layer/>.
 
-use crate::{der::common_name, head::IdentityHeaders, lock, tls};
+use crate::prelude::*;
+use crate::{changes::Changes, der::common_name, head::IdentityHeaders, kube::Kube, tls};
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::thread;
 use webpki::{EndEntityCert, KeyUsage};
 
 #[derive(Debug)]
@@ -18,7 +17,7 @@ pub struct RequestHeader {
 
 impl RequestHeader {
     /// Understands the ConfigMap, given as a JSON object. Errors: Names the key that is missing or wrong.
-    pub fn parse(config_map: &serde_json::Value) -> Result<Self, String> {
+    pub fn parse(config_map: &Value) -> Result<Self, String> {
         let text = |key: &str| config_map.pointer(&format!("/data/{key}"))?.as_str().filter(|text| !text.is_empty());
         let list = |key: &str| -> Result<Vec<String>, String> {
             let list = text(key).map_or_else(|| Ok(Vec::new()), serde_json::from_str);
@@ -40,8 +39,7 @@ impl RequestHeader {
         Ok(Self { anchors, allowed_names: list("requestheader-allowed-names")?, headers })
     }
 
-    /// Whether a client certificate chain, leaf first, may name users at the time `now`.
-    /// Errors: Why not, for the log.
+    /// Whether a client certificate chain, leaf first, may name users at `now`. Errors: Why not, for the log.
     pub fn judge(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), String> {
         let (leaf, intermediates) = chain.split_first().ok_or("no client certificate")?;
         let text = |error| format!("client certificate: {error}");
@@ -56,54 +54,42 @@ impl RequestHeader {
     }
 }
 
-/// How often the ConfigMap is read when nothing calls for it.
-const PERIOD: Duration = Duration::from_secs(10);
-/// An unknown certificate calls for a read, but not more often than this.
-const SHORTEST: Duration = Duration::from_secs(1);
-
-/// The configuration in force, followed while the process runs; the last good value stays when a later one is bad.
-#[derive(Default)]
-pub struct Trust {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    current: Option<Arc<RequestHeader>>,
-    reads: u64,
-    wanted: bool,
+/// The configuration in force; the last good one stays when a later one is bad.
+pub(crate) struct Trust {
+    kube: Arc<Kube>,
+    changes: Arc<Changes>,
+    current: Mutex<Option<Arc<RequestHeader>>>,
+    /// When the ConfigMap was asked for last.
+    asked: Mutex<Option<Instant>>,
 }
 
 impl Trust {
-    pub fn current(&self) -> Option<Arc<RequestHeader>> {
-        lock(&self.state).current.clone()
+    /// Whatever calls for it, the ConfigMap is not read more often than this.
+    const SHORTEST: Duration = Duration::from_secs(1);
+
+    pub(crate) fn new(kube: Arc<Kube>, changes: Arc<Changes>) -> Self {
+        Self { kube, changes, current: Mutex::default(), asked: Mutex::default() }
     }
 
-    /// Asks for a read now and waits for it: a certificate that is not known yet may be one of a rotation.
-    pub fn refreshed(&self, patience: Duration) -> Option<Arc<RequestHeader>> {
-        let mut state = lock(&self.state);
-        state.wanted = true;
-        self.changed.notify_all();
-        let seen = state.reads;
-        let waited = self.changed.wait_timeout_while(state, patience, |state| state.reads == seen);
-        waited.unwrap_or_else(PoisonError::into_inner).0.current.clone()
+    pub(crate) fn current(&self) -> Option<Arc<RequestHeader>> {
+        lock(&self.current).clone()
     }
 
-    pub fn follow(&self, read: impl Fn() -> Option<RequestHeader>) {
-        loop {
-            let started = Instant::now();
-            let found = read().map(Arc::new);
-            let mut state = lock(&self.state);
-            let current = found.or_else(|| state.current.take());
-            *state = State { current, reads: state.reads + 1, wanted: false };
-            self.changed.notify_all();
-            drop(state);
-            std::thread::sleep(SHORTEST.saturating_sub(started.elapsed()));
-            let state = lock(&self.state);
-            let period = if state.current.is_some() { PERIOD } else { SHORTEST };
-            let _ = self.changed.wait_timeout_while(state, period, |state| !state.wanted);
+    /// What the ConfigMap says now. All who call meanwhile share the next read, or go without it if they cannot wait.
+    pub(crate) fn refreshed(&self, wait: bool) -> Option<Arc<RequestHeader>> {
+        let called = Instant::now();
+        let mut asked = if wait { lock(&self.asked) } else { self.asked.try_lock().ok()? };
+        let early = asked.map_or(Duration::ZERO, |at| Self::SHORTEST.saturating_sub(at.elapsed()));
+        if asked.is_none_or(|at| at < called) && (wait || early.is_zero()) {
+            thread::sleep(early);
+            *asked = Some(Instant::now());
+            let found = self.kube.request_header();
+            self.changes.note("request header configuration", &found);
+            if let Ok(found) = found {
+                *lock(&self.current) = Some(Arc::new(found));
+            }
         }
+        self.current()
     }
 }
 
@@ -134,7 +120,7 @@ mod tests {
         }
     }
 
-    fn config_map(pem: &str, names: &str) -> serde_json::Value {
+    fn config_map(pem: &str, names: &str) -> Value {
         json!({ "data": {
             "requestheader-client-ca-file": pem,
             "requestheader-allowed-names": names,

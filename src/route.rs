@@ -1,257 +1,233 @@
 //! From a request line to a typed [`Route`]: pure, one match, nothing half understood.
-//! Source: <https://github.com/kubernetes/metrics/blob/master/pkg/apis/custom_metrics/v1beta2/types.go>.
+//! Source: <https://github.com/kubernetes/metrics/tree/master/pkg/apis>.
 
 use crate::discovery;
-use crate::error::{Error, quoted, refusal};
-use crate::selector::{self, Requirement, Tuning};
+use crate::prelude::*;
+use crate::selector::{self, Requirement};
 
-/// The API group of metrics that describe objects.
-pub const GROUP: &str = "custom.metrics.k8s.io";
+const PLACES: &str = "namespaces/NAMESPACE/RESOURCE/NAME/METRIC, namespaces/NAME/metrics/METRIC or nodes/NAME/METRIC";
 const LONGEST_TARGET: usize = 8 * 1024;
 pub(crate) const LONGEST_METRIC: usize = 253;
 
-/// Its versions: what current autoscalers prefer, and what older ones use.
-pub const VERSIONS: [&str; 2] = ["v1beta2", "v1beta1"];
+/// An API group and a version of it.
+pub type Api = (&'static str, &'static str);
 
-/// A Kubernetes resource whose metrics can be read: what Kubernetes and Sysdig call it.
-#[derive(Debug, PartialEq, Eq)]
+/// The group of metrics that describe objects, and that of those that describe none.
+pub const GROUP: &str = "custom.metrics.k8s.io";
+pub const EXTERNAL: &str = "external.metrics.k8s.io";
+/// What is served, what current autoscalers prefer first. The last is off unless it is asked for.
+pub const APIS: [Api; 3] = [(GROUP, "v1beta2"), (GROUP, "v1beta1"), (EXTERNAL, "v1beta1")];
+
+/// A Kubernetes resource: what Kubernetes and Sysdig call it.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Resource {
     pub kind: &'static str,
     pub plural: &'static str,
     /// `apps`; empty for the core group.
     pub group: &'static str,
     pub api_version: &'static str,
-    /// Sysdig's label with an object's name.
+    /// Sysdig's label with an object's name; empty where there are no metrics.
     pub label: &'static str,
     /// Sysdig's workload type; empty for what is no workload.
     pub workload_type: &'static str,
-    /// JSON pointer to the number of Ready pods, where the object tells it.
-    pub ready: &'static str,
 }
 
 macro_rules! resources {
-    ($($name:ident: $kind:literal $plural:literal $group:literal $version:literal $label:literal $type:literal $ready:literal;)+) => {
+    ($($name:ident: $kind:literal $plural:literal $group:literal $version:literal $label:literal $type:literal;)+) => {
         impl Resource {
-            $(#[doc = concat!("`", $plural, "`")]
-            pub const $name: Self =
-                Self { kind: $kind, plural: $plural, group: $group, api_version: $version, label: $label, workload_type: $type, ready: $ready };)+
-            /// Those that autoscalers are pointed at most first.
-            pub const ALL: [&'static Self; 9] = [$(&Self::$name),+];
+            $(pub const $name: Self =
+                Self { kind: $kind, plural: $plural, group: $group, api_version: $version, label: $label, workload_type: $type };)+
+            const KNOWN: [&'static Self; 10] = [$(&Self::$name),+];
         }
     };
 }
 
+// What autoscalers are pointed at most first.
 resources! {
-    SERVICES: "Service" "services" "" "v1" "kubernetes.service.name" "" "";
-    PODS: "Pod" "pods" "" "v1" "kubernetes.pod.name" "" "";
-    DEPLOYMENTS: "Deployment" "deployments" "apps" "apps/v1" "kubernetes.deployment.name" "deployment" "/status/readyReplicas";
-    STATEFUL_SETS: "StatefulSet" "statefulsets" "apps" "apps/v1" "kubernetes.statefulSet.name" "statefulset" "/status/readyReplicas";
-    DAEMON_SETS: "DaemonSet" "daemonsets" "apps" "apps/v1" "kubernetes.daemonSet.name" "daemonset" "/status/numberReady";
-    REPLICA_SETS: "ReplicaSet" "replicasets" "apps" "apps/v1" "kubernetes.replicaSet.name" "replicaset" "/status/readyReplicas";
-    JOBS: "Job" "jobs" "batch" "batch/v1" "kubernetes.job.name" "job" "/status/ready";
-    NODES: "Node" "nodes" "" "v1" "kubernetes.node.name" "" "";
-    NAMESPACES: "Namespace" "namespaces" "" "v1" "kubernetes.namespace.name" "" "";
+    SERVICES: "Service" "services" "" "v1" "kubernetes.service.name" "";
+    PODS: "Pod" "pods" "" "v1" "kubernetes.pod.name" "";
+    DEPLOYMENTS: "Deployment" "deployments" "apps" "apps/v1" "kubernetes.deployment.name" "deployment";
+    STATEFUL_SETS: "StatefulSet" "statefulsets" "apps" "apps/v1" "kubernetes.statefulSet.name" "statefulset";
+    DAEMON_SETS: "DaemonSet" "daemonsets" "apps" "apps/v1" "kubernetes.daemonSet.name" "daemonset";
+    REPLICA_SETS: "ReplicaSet" "replicasets" "apps" "apps/v1" "kubernetes.replicaSet.name" "replicaset";
+    JOBS: "Job" "jobs" "batch" "batch/v1" "kubernetes.job.name" "job";
+    NODES: "Node" "nodes" "" "v1" "kubernetes.node.name" "";
+    NAMESPACES: "Namespace" "namespaces" "" "v1" "kubernetes.namespace.name" "";
+    ENDPOINT_SLICES: "EndpointSlice" "endpointslices" "discovery.k8s.io" "discovery.k8s.io/v1" "" "";
+}
+
+/// Objects of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Select {
+    pub resource: &'static Resource,
+    /// Empty for what lies in none.
+    pub namespace: String,
+    /// `*` for all whose labels fit.
+    pub name: String,
+    pub labels: String,
 }
 
 /// The question of one metric of one object, or of all that a selector names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Read {
-    pub version: &'static str,
+    pub api: Api,
     /// The object's namespace; for a namespace its own name, empty for nodes.
     pub namespace: String,
     pub described: &'static Resource,
     /// The name as asked: `kuard`, `deployment;kuard`, or `*` for all.
     pub name: String,
-    /// The resource that is measured: for `services/deployment;kuard` the Deployment.
-    pub resource: &'static Resource,
-    /// The measured object's name, or `*`.
-    pub object: String,
-    /// With `*`: the labels that the objects must have, as asked.
-    pub objects: String,
+    /// What is measured: for `services/deployment;kuard` the Deployment `kuard`.
+    pub select: Select,
     pub metric: String,
-    /// The selector of the metric as asked, and the labels that its samples must have.
-    pub selector: String,
-    pub labels: Vec<Requirement>,
-    pub tuning: Tuning,
+    /// The selector of the metric, reserved keys included.
+    pub selector: Vec<Requirement>,
     /// Resource, subresource and name as the API server authorizes them: a metric is a subresource of its object.
     pub access: [String; 3],
-    /// The path asked for, without the query, for `selfLink`.
+    /// Without the query, for `selfLink`.
     pub path: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// `/apis`: the groups, plain or aggregated.
-    Apis,
     /// What nobody needs to be asked for.
     Document(String),
     /// `healthz` and `livez`: the process works; `readyz`: it can be sent requests. True with `?verbose`.
     Health(&'static str, bool),
     Read(Box<Read>),
-    /// `/apis/custom.metrics.k8s.io/VERSION`
-    Resources(&'static str),
+    /// `/apis/GROUP/VERSION`
+    Resources(Api),
     Version,
 }
 
 impl Read {
     /// For the authorizer: `get`, or `list` without a name.
     pub fn verb(&self) -> &'static str {
-        let [_, _, name] = &self.access;
-        if name.is_empty() { "list" } else { "get" }
+        if self.access.last().is_none_or(String::is_empty) { "list" } else { "get" }
+    }
+
+    pub fn is_external(&self) -> bool {
+        self.api.0 == EXTERNAL
     }
 }
 
 impl Resource {
-    /// `pods`, `deployments.apps`
-    pub fn qualified(&self) -> String {
-        let dot = if self.group.is_empty() { "" } else { "." };
-        format!("{}{dot}{}", self.plural, self.group)
+    /// Those that have metrics.
+    pub fn all() -> impl Iterator<Item = &'static Self> {
+        Self::KNOWN.into_iter().filter(|it| !it.label.is_empty())
     }
 
-    /// Whether objects of this resource lie in namespaces.
+    /// Whether an object of it tells how many of its pods are Ready.
+    pub fn counts_pods(&self) -> bool {
+        *self == Self::SERVICES || !self.workload_type.is_empty()
+    }
+
+    /// `pods`, `deployments.apps`
+    pub fn qualified(&self) -> String {
+        if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
+    }
+
     pub fn is_namespaced(&self) -> bool {
-        *self != Self::NODES && *self != Self::NAMESPACES
+        ![Self::NODES, Self::NAMESPACES].contains(self)
     }
 
     /// `pods`, `deployments` or `deployments.apps`; old groups of the same objects count as the same.
-    fn parse(text: &str) -> Option<&'static Self> {
-        let (plural, group) = text.split_once('.').unwrap_or((text, ""));
-        let found = Self::ALL.into_iter().find(|resource| resource.plural == plural)?;
-        let known = text == plural
-            || (!group.is_empty() && (group == found.group || (group, found.group) == ("extensions", "apps")));
-        known.then_some(found)
+    fn namespaced(text: &str) -> Result<&'static Self, Error> {
+        let name = text.replace(".extensions", ".apps");
+        let known = || Self::all().map(Self::qualified).collect::<Vec<_>>().join(", ");
+        match Self::all().find(|it| it.plural == name || it.qualified() == name) {
+            Some(resource) if resource.is_namespaced() => Ok(resource),
+            Some(Self { plural, .. }) => Err(refusal!(InvalidRequest, "{plural} are read at {plural}/NAME/METRIC")),
+            None => {
+                Err(refusal!(NotFound, "no metrics are served for resource {}: use one of {}", quoted(text), known()))
+            }
+        }
     }
 
-    /// The workload types of the old adapter's `services/TYPE;NAME`, in any case.
-    fn parse_workload(text: &str) -> Option<&'static Self> {
-        Self::ALL.into_iter().find(|resource| !text.is_empty() && resource.workload_type.eq_ignore_ascii_case(text))
+    /// What the old adapter names `deployment;kuard`.
+    fn workload(kind: &str) -> Result<&'static Self, Error> {
+        let found = Self::all().find(|it| !kind.is_empty() && it.workload_type.eq_ignore_ascii_case(kind));
+        let (what, known) = (quoted(kind), "deployment, statefulset, daemonset, replicaset or job");
+        found.ok_or_else(|| refusal!(InvalidRequest, "{what} is no workload type: TYPE;NAME takes {known}"))
     }
 }
 
 /// Understands a request line. Errors name what is wrong and what is served.
-pub fn route(method: &str, target: &str) -> Result<Route, Error> {
-    if target.len() > LONGEST_TARGET {
-        return Err(refusal!(InvalidRequest, "the path and query are longer than {LONGEST_TARGET} bytes"));
-    }
+pub fn route(method: &str, target: &str, external: bool) -> Result<Route, Error> {
+    ensure!(target.len() <= LONGEST_TARGET, InvalidRequest, "path and query are longer than {LONGEST_TARGET} bytes");
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let segments = segments(path)?;
-    let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
-    let query = Query::parse(query)?;
-    let verbose = query.has("verbose", |_| true);
-    let route = match parts.as_slice() {
-        [] => Route::Document(discovery::ROOT.to_owned()),
-        ["apis"] => Route::Apis,
-        ["apis", GROUP] => Route::Document(discovery::api_group()),
-        ["apis", GROUP, version] => Route::Resources(known_version(version, path)?),
-        ["apis", GROUP, version, rest @ ..] => {
-            Route::Read(Box::new(read(known_version(version, path)?, rest, &query, path)?))
-        }
+    let (segments, query) = (segments(path)?, pairs(query)?);
+    let not_found = || not_found(path);
+    let api = |group, version| {
+        let mut served = APIS.into_iter().take(2 + usize::from(external));
+        served.find(|api| *api == (group, version)).ok_or_else(not_found)
+    };
+    let document = || discovery::document(&format!("/{}", segments.join("/")), external).ok_or_else(not_found);
+    let verbose = query.iter().any(|(key, _)| key == "verbose");
+    let route = match *segments.iter().map(String::as_str).collect::<Vec<_>>() {
         ["healthz"] => Route::Health("healthz", verbose),
         ["livez"] => Route::Health("livez", verbose),
         ["readyz"] => Route::Health("readyz", verbose),
-        ["openapi", "v2"] => Route::Document(discovery::OPENAPI_V2.to_owned()),
-        ["openapi", "v3"] => Route::Document(discovery::openapi_v3_index().to_string()),
-        ["openapi", "v3", "apis", GROUP, version] => {
-            Route::Document(discovery::openapi_v3(known_version(version, path)?).to_owned())
-        }
         ["version"] => Route::Version,
-        _ => return Err(not_found(path)),
+        ["apis", group, version] => Route::Resources(api(group, version)?),
+        ["apis", group, version, ref rest @ ..] => read(api(group, version)?, rest, &query, path)?,
+        _ => Route::Document(document()?),
     };
-    if method != "GET" {
-        return Err(refusal!(MethodNotAllowed, "{} is not allowed: metrics are read-only, use GET", quoted(method)));
-    }
+    ensure!(method == "GET", MethodNotAllowed, "{} is not allowed: metrics are read-only, use GET", quoted(method));
     Ok(route)
 }
 
-fn read(version: &'static str, rest: &[&str], query: &Query, path: &str) -> Result<Read, Error> {
-    let (namespace, described, name, metric) = match rest {
-        ["namespaces", name, "metrics", metric] | ["namespaces", name, metric] => {
-            (*name, &Resource::NAMESPACES, *name, *metric)
-        }
-        ["namespaces", namespace, resource, name, metric] => (*namespace, namespaced(resource)?, *name, *metric),
-        ["nodes", name, metric] => ("", &Resource::NODES, *name, *metric),
+fn not_found(path: &str) -> Error {
+    refusal!(NotFound, "nothing is served at {}; / lists what is", quoted(path))
+}
+
+fn read(api: Api, rest: &[&str], query: &[(String, String)], path: &str) -> Result<Route, Error> {
+    let external = api.0 == EXTERNAL;
+    let (namespace, described, name, metric) = match *rest {
+        ["namespaces", name, metric] => (name, &Resource::NAMESPACES, name, metric),
+        _ if external => return Err(not_found(path)),
+        ["namespaces", name, "metrics", metric] => (name, &Resource::NAMESPACES, name, metric),
+        ["namespaces", place, resource, name, metric] => (place, Resource::namespaced(resource)?, name, metric),
+        ["nodes", name, metric] => ("", &Resource::NODES, name, metric),
         ["namespaces"] | ["namespaces", _] | ["namespaces", _, _, _] => return Err(not_found(path)),
-        _ => {
-            let places =
-                "namespaces/NAMESPACE/RESOURCE/NAME/METRIC, namespaces/NAME/metrics/METRIC or nodes/NAME/METRIC";
-            return Err(refusal!(InvalidRequest, "a metric is read at {places}"));
-        }
+        _ => return Err(refusal!(InvalidRequest, "a metric is read at {PLACES}")),
     };
-    if query.has("watch", |value| !matches!(value, "false" | "0")) {
-        return Err(refusal!(InvalidRequest, "metrics cannot be watched"));
-    }
-    if !is_metric_id(metric) {
-        return Err(refusal!(InvalidRequest, "{} is not a metric id: letters, digits, _ . : - only", quoted(metric)));
-    }
+    let watched = query.iter().any(|(key, value)| key == "watch" && !matches!(value.trim(), "false" | "0"));
+    ensure!(!watched, InvalidRequest, "metrics cannot be watched");
+    let what = quoted(metric);
+    ensure!(is_metric_id(metric), InvalidRequest, "{what} is not a metric id: letters, digits, _ . : - only");
     let (resource, object) = match name.split_once(';') {
-        Some((workload, object)) if *described == Resource::SERVICES => {
-            let types = "deployment, statefulset, daemonset, replicaset or job";
-            let what = quoted(workload);
-            let mistake = || refusal!(InvalidRequest, "{what} is no workload type: TYPE;NAME takes {types}");
-            (Resource::parse_workload(workload).ok_or_else(mistake)?, object)
-        }
+        Some((kind, object)) if *described == Resource::SERVICES => (Resource::workload(kind)?, object),
         _ => (described, name),
     };
-    let qualified = described.qualified();
     let access = match rest {
         [_, _, "metrics", _] => ["metrics", "", metric],
         ["namespaces", _, _] => [metric, "", ""],
-        _ => [qualified.as_str(), metric, name],
+        _ => [&*described.qualified(), metric, name],
     };
-    let all = name == "*";
+    let access = access.map(str::to_owned);
+    let all = name == "*" && !external;
     let namespace = if all && *described == Resource::NAMESPACES { "" } else { namespace };
-    if !namespace.is_empty() {
-        check_name("namespace", namespace, 63)?;
-    }
-    if !all {
-        check_name("name", object, 253)?;
-    }
-    let objects = query.selector("labelSelector");
-    if !all && !objects.is_empty() {
-        return Err(refusal!(InvalidRequest, "labelSelector selects objects, so it takes * in place of {name}"));
-    }
-    let selector = query.selector("metricLabelSelector");
-    let (labels, tuning) = selector::parse(&selector)?;
-    Ok(Read {
-        version,
-        namespace: namespace.to_owned(),
-        described,
-        name: name.to_owned(),
-        resource,
-        object: object.to_owned(),
-        objects,
-        metric: metric.to_owned(),
-        selector,
-        labels,
-        tuning,
-        access: access.map(str::to_owned),
-        path: path.to_owned(),
-    })
+    let nowhere = namespace.is_empty();
+    ensure!(nowhere || is_name(namespace, 63), InvalidRequest, "{} is not a Kubernetes namespace", quoted(namespace));
+    ensure!(all || is_name(object, 253), InvalidRequest, "{} is not a Kubernetes name", quoted(object));
+    // A selector given twice must hold twice.
+    let selector = |wanted: &str| {
+        let given = query.iter().filter(|(key, value)| key == wanted && !value.trim().is_empty());
+        given.map(|(_, value)| value.trim()).collect::<Vec<_>>().join(",")
+    };
+    let labels = if external { String::new() } else { selector("labelSelector") };
+    ensure!(all || labels.is_empty(), InvalidRequest, "labelSelector selects objects: it takes * in place of {name}");
+    let selector = selector::parse(&selector(if external { "labelSelector" } else { "metricLabelSelector" }))?;
+    let place = if resource.is_namespaced() { namespace } else { "" };
+    let select = Select { resource, namespace: place.to_owned(), name: object.to_owned(), labels };
+    let [namespace, name, metric, path] = [namespace, name, metric, path].map(str::to_owned);
+    Ok(Route::Read(Box::new(Read { api, namespace, described, name, select, metric, selector, access, path })))
 }
 
-fn known_version(text: &str, path: &str) -> Result<&'static str, Error> {
-    VERSIONS.into_iter().find(|version| *version == text).ok_or_else(|| not_found(path))
-}
-
-fn namespaced(text: &str) -> Result<&'static Resource, Error> {
-    match Resource::parse(text) {
-        Some(resource) if resource.is_namespaced() => Ok(resource),
-        Some(Resource { plural, .. }) => Err(refusal!(InvalidRequest, "{plural} are read at {plural}/NAME/METRIC")),
-        None => Err(refusal!(
-            NotFound,
-            "no metrics are served for resource {}: use pods, services, deployments.apps, statefulsets.apps, \
-                 daemonsets.apps, replicasets.apps, jobs.batch, namespaces or nodes",
-            quoted(text)
-        )),
-    }
-}
-
-/// Nothing but lower-case letters, digits, `-` and `.` can name an object, and nothing else reaches a query.
-fn check_name(what: &str, text: &str, longest: usize) -> Result<(), Error> {
-    let fits = !text.is_empty()
-        && text.len() <= longest
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.');
-    if fits { Ok(()) } else { Err(refusal!(InvalidRequest, "{} is not a Kubernetes {what}", quoted(text))) }
+/// Nothing else can name an object, so nothing else reaches a query.
+fn is_name(text: &str, longest: usize) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    (1..=longest).contains(&text.len()) && text.bytes().all(fits)
 }
 
 /// Whether a metric of this name can be asked for.
@@ -261,39 +237,42 @@ pub fn is_metric_id(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:-".contains(&b))
 }
 
-fn not_found(path: &str) -> Error {
-    refusal!(NotFound, "nothing is served at {}; / lists what is", quoted(path))
-}
-
 /// The decoded segments of a path. One trailing slash is no segment.
 fn segments(path: &str) -> Result<Vec<String>, Error> {
-    let path = path.strip_prefix('/').ok_or_else(|| refusal!(InvalidRequest, "the path does not start with /"))?;
-    let parts = path.strip_suffix('/').unwrap_or(path).split('/').filter(|_| !path.is_empty());
-    let decoded = parts.map(|segment| {
-        let text = percent_decode(segment, false)
-            .ok_or_else(|| refusal!(InvalidRequest, "{} is not valid percent-encoding", quoted(segment)))?;
-        let mistake = match text.as_str() {
-            "" => "an empty segment",
-            "." | ".." => ". or .. segments",
-            _ if text.chars().any(|c| c == '/' || c.is_control()) => "a character that cannot be in a name",
-            _ => return Ok(text),
-        };
-        Err(refusal!(InvalidRequest, "the path holds {mistake}: {}", quoted(&text)))
-    });
-    decoded.collect()
+    let rest = path.strip_prefix('/').ok_or_else(|| refusal!(InvalidRequest, "the path does not start with /"))?;
+    let segments = rest.strip_suffix('/').unwrap_or(rest).split('/').filter(|_| !rest.is_empty());
+    segments.map(segment).collect()
+}
+
+fn segment(text: &str) -> Result<String, Error> {
+    let decoded = percent_decode(text, false);
+    let mistake = match decoded.as_deref() {
+        None => "what is not valid percent-encoding",
+        Some("") => "an empty segment",
+        Some("." | "..") => ". or .. segments",
+        Some(name) if name.contains(|c: char| c == '/' || c.is_control()) => "a character that cannot be in a name",
+        Some(name) => return Ok(name.to_owned()),
+    };
+    Err(refusal!(InvalidRequest, "the path holds {mistake}: {}", quoted(decoded.as_deref().unwrap_or(text))))
+}
+
+fn pairs(query: &str) -> Result<Vec<(String, String)>, Error> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(pair).collect()
+}
+
+fn pair(text: &str) -> Result<(String, String), Error> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    let decoded = percent_decode(key, true).zip(percent_decode(value, true));
+    decoded.ok_or_else(|| refusal!(InvalidRequest, "{} in the query is not valid percent-encoding", quoted(text)))
 }
 
 /// Decodes `%2A`, and `+` as a blank where `form` says so. None if it is broken or not UTF-8.
 pub fn percent_decode(text: &str, form: bool) -> Option<String> {
-    let mut bytes = text.bytes();
-    let mut decoded = Vec::with_capacity(text.len());
+    let (mut bytes, mut decoded) = (text.bytes(), Vec::with_capacity(text.len()));
     while let Some(byte) = bytes.next() {
+        let mut digit = || char::from(bytes.next()?).to_digit(16);
         decoded.push(match byte {
-            b'%' => {
-                let digit = |byte: Option<u8>| byte.and_then(|b| char::from(b).to_digit(16));
-                let (high, low) = (digit(bytes.next())?, digit(bytes.next())?);
-                u8::try_from(high * 16 + low).ok()?
-            }
+            b'%' => u8::try_from(digit()? * 16 + digit()?).ok()?,
             b'+' if form => b' ',
             other => other,
         });
@@ -307,37 +286,13 @@ pub fn percent_encode(text: &str) -> String {
     text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
-struct Query(Vec<(String, String)>);
-
-impl Query {
-    fn parse(text: &str) -> Result<Self, Error> {
-        let pairs = text.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let decoded = percent_decode(key, true).zip(percent_decode(value, true));
-            decoded
-                .ok_or_else(|| refusal!(InvalidRequest, "{} in the query is not valid percent-encoding", quoted(pair)))
-        });
-        pairs.collect::<Result<_, _>>().map(Self)
-    }
-
-    fn has(&self, key: &str, fits: impl Fn(&str) -> bool) -> bool {
-        self.0.iter().any(|(name, value)| name == key && fits(value.trim()))
-    }
-
-    /// A selector given twice must hold twice.
-    fn selector(&self, key: &str) -> String {
-        let given = self.0.iter().filter(|(name, value)| name == key && !value.trim().is_empty());
-        given.map(|(_, value)| value.trim()).collect::<Vec<_>>().join(",")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::Reason;
 
     fn read_of(target: &str) -> Result<Read, Error> {
-        match route("GET", target)? {
+        match route("GET", target, true)? {
             Route::Read(read) => Ok(*read),
             other => panic!("{target} is {other:?}"),
         }
@@ -345,24 +300,27 @@ mod tests {
 
     #[test]
     fn documents_have_their_paths() {
-        let document = |text: &str| Route::Document(text.to_owned());
+        let document = |path: &str| Route::Document(discovery::document(path, false).unwrap());
         let table = [
-            ("/", document(discovery::ROOT)),
-            ("/apis", Route::Apis),
-            ("/apis/", Route::Apis),
-            ("/apis/custom.metrics.k8s.io", document(&discovery::api_group())),
-            ("/apis/custom.metrics.k8s.io/v1beta1", Route::Resources("v1beta1")),
-            ("/apis/custom.metrics.k8s.io/v1beta2/", Route::Resources("v1beta2")),
+            ("/", document("/")),
+            ("/apis", document("/apis")),
+            ("/apis/", document("/apis")),
+            ("/apis/custom.metrics.k8s.io", document("/apis/custom.metrics.k8s.io")),
+            ("/apis/custom.metrics.k8s.io/v1beta1", Route::Resources((GROUP, "v1beta1"))),
+            ("/apis/custom.metrics.k8s.io/v1beta2/", Route::Resources((GROUP, "v1beta2"))),
             ("/healthz", Route::Health("healthz", false)),
             ("/livez?verbose", Route::Health("livez", true)),
             ("/readyz?verbose=true", Route::Health("readyz", true)),
-            ("/openapi/v2", document(discovery::OPENAPI_V2)),
-            ("/openapi/v3", document(&discovery::openapi_v3_index().to_string())),
-            ("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1?hash=0", document(discovery::openapi_v3("v1beta1"))),
+            ("/openapi/v2", document("/openapi/v2")),
+            ("/openapi/v3", document("/openapi/v3")),
+            (
+                "/openapi/v3/apis/custom.metrics.k8s.io/v1beta1?hash=0",
+                document("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1"),
+            ),
             ("/version", Route::Version),
         ];
         for (target, expected) in table {
-            assert_eq!(route("GET", target), Ok(expected), "{target}");
+            assert_eq!(route("GET", target, false), Ok(expected), "{target}");
         }
     }
 
@@ -388,7 +346,7 @@ mod tests {
                 format!("/apis/custom.metrics.k8s.io/v1beta1/namespaces/default/{middle}/net.http.request.count");
             let read = read_of(&target).unwrap();
             assert_eq!(
-                (read.described, read.resource, read.object.as_str()),
+                (read.described, read.select.resource, read.select.name.as_str()),
                 (described, resource, object),
                 "{target}"
             );
@@ -398,7 +356,7 @@ mod tests {
         }
         let read = read_of("/apis/custom.metrics.k8s.io/v1beta2/namespaces/shop/metrics/cpu.used.percent").unwrap();
         assert_eq!(
-            (read.resource, read.object.as_str(), read.namespace.as_str()),
+            (read.select.resource, read.select.name.as_str(), read.namespace.as_str()),
             (&Resource::NAMESPACES, "shop", "shop")
         );
     }
@@ -428,10 +386,10 @@ mod tests {
         let read =
             read_of(&format!("{base}/%2A/m?labelSelector=app%3Dkuard%2Ctier+in+%28a%2Cb%29&metricLabelSelector=a%3Db"));
         let read = read.unwrap();
-        assert_eq!((read.objects.as_str(), read.selector.as_str()), ("app=kuard,tier in (a,b)", "a=b"));
-        assert_eq!(read.labels, [Requirement { key: "a".to_owned(), values: vec!["b".to_owned()] }]);
+        assert_eq!(read.select.labels, "app=kuard,tier in (a,b)");
+        assert_eq!(read.selector, [Requirement::is("a", ["b".to_owned()])]);
         let twice = read_of(&format!("{base}/kuard/m?metricLabelSelector=a=b&metricLabelSelector=a=c")).unwrap();
-        assert_eq!(twice.labels.len(), 2, "what is asked for twice must hold twice");
+        assert_eq!(twice.selector.len(), 2, "what is asked for twice must hold twice");
     }
 
     #[test]
@@ -486,7 +444,7 @@ mod tests {
             ("*".to_owned(), Reason::InvalidRequest),
         ];
         for (target, reason) in table {
-            let error = route("GET", &target).expect_err(&target);
+            let error = route("GET", &target, true).expect_err(&target);
             assert_eq!(error.reason, reason, "{target}: {}", error.message);
             assert!(error.message.len() < 500, "{target}");
         }
@@ -495,8 +453,8 @@ mod tests {
     #[test]
     fn only_get_is_allowed_and_unknown_paths_stay_unknown() {
         for method in ["POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "get"] {
-            assert_eq!(route(method, "/apis").expect_err(method).reason, Reason::MethodNotAllowed);
-            assert_eq!(route(method, "/nope").expect_err(method).reason, Reason::NotFound);
+            assert_eq!(route(method, "/apis", false).expect_err(method).reason, Reason::MethodNotAllowed);
+            assert_eq!(route(method, "/nope", false).expect_err(method).reason, Reason::NotFound);
         }
     }
 

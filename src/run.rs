@@ -1,18 +1,14 @@
 //! The life of the process: settings, start, work, drain, end.
 
-use crate::error::{Reason, refusal};
-use crate::handler::{Class, Handler, resource_lists};
+use crate::prelude::*;
 use crate::tls::{Serving, certified_key, server_config};
-use crate::{auth::Auth, certs::Keeper, changes::Changes, config::Config, connections::Connections, door::Door};
-use crate::{kube::Kube, readings::Readings, requestheader::Trust, server, sysdig::Sysdig, timestamp};
+use crate::{auth::Auth, certs::Keeper, changes::Changes, config::Config, connections::Connections, server, timestamp};
+use crate::{door::Door, handler::Handler, kube::Kube, readings::Readings, requestheader::Trust, sysdig::Sysdig};
 use signal_hook::{consts, flag};
-use std::hash::{BuildHasher, RandomState};
-use std::io::{self, ErrorKind, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock, atomic::AtomicBool, atomic::Ordering};
-use std::{env, fs, process::ExitCode, thread, time::Duration};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::{env, error, fs, iter, thread};
+use std::{hash::BuildHasher, hash::RandomState, io::Write, os::unix::fs::DirBuilderExt, path::Path, path::PathBuf};
+use std::{process::ExitCode, sync::atomic::AtomicBool, sync::atomic::Ordering};
 
 const PORT: u16 = 10250;
 /// Kubernetes goes on sending requests to an ending pod until every node knows that it ends.
@@ -26,13 +22,16 @@ const DESCRIPTORS: usize = 4;
 const SPARE_DESCRIPTORS: usize = 64;
 const MOST_CONNECTIONS: usize = 512;
 
+type Failure = Box<dyn error::Error>;
+
 /// Runs the adapter until it is told to end. 2 means that a setting is wrong, 1 that the start failed.
 pub fn run() -> ExitCode {
     start_log();
     let variable = |name: &str| Some(env::var_os(name)?.into_string().map_err(|_| "is not UTF-8".to_owned()));
     let done = Config::read(variable).map_err(|mistakes| (2, mistakes)).and_then(|config| {
         let sysdig = Sysdig::new(&config).map_err(|mistake| (2, vec![mistake]))?;
-        work(&config, sysdig).map_err(|mistake| (1, vec![mistake]))
+        let done = with_sockets(&config.socket_dir, |sockets| work(&config, sysdig, sockets));
+        done.map_err(|failure| (1, vec![failure.to_string()]))
     });
     let Err((code, mistakes)) = done else { return ExitCode::SUCCESS };
     mistakes.iter().for_each(|mistake| log::error!("{mistake}"));
@@ -53,34 +52,46 @@ fn visible(c: char) -> String {
     if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
 }
 
-fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
+/// Does `work` with a fresh directory for the inner sockets, which only this process may enter.
+fn with_sockets(parent: &Path, work: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
+    let unique = RandomState::new().hash_one(std::process::id());
+    let directory = parent.join(format!("sysdig-metrics-adapter-{unique:016x}"));
+    let made = fs::DirBuilder::new().mode(0o700).create(&directory);
+    made.map_err(|error| format!("SOCKET_DIR: {}: {error}", directory.display()))?;
+    let done = work(&directory);
+    let _ = fs::remove_dir_all(&directory);
+    done
+}
+
+fn work(config: &Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> {
     let ending = Arc::new(AtomicBool::new(false));
     for signal in [consts::SIGTERM, consts::SIGINT] {
         // A second signal ends at once.
-        flag::register_conditional_shutdown(signal, 1, ending.clone()).map_err(|error| error.to_string())?;
-        flag::register(signal, ending.clone()).map_err(|error| error.to_string())?;
+        flag::register_conditional_shutdown(signal, 1, ending.clone())?;
+        flag::register(signal, ending.clone())?;
     }
     let (kube, sysdig, changes) = (Arc::new(Kube::new(config)), Arc::new(sysdig), Arc::new(Changes::default()));
-    let (auth, trust) = (Auth::start(kube.clone()), Arc::new(Trust::default()));
+    let (auth, trust) = (Auth::start(kube.clone()), Arc::new(Trust::new(kube.clone(), changes.clone())));
     let readings = Readings::new(config, kube.clone(), sysdig.clone(), changes.clone());
     let serving = serve_certificate(config, &kube, &changes)?;
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let connections = Arc::new(Connections::new(capacity(&limits)));
-    let resources = RwLock::new(resource_lists(&[]));
-    let handler = Arc::new(Handler { auth, readings, trust, serving, connections, resources });
+    let (resources, external) = (Mutex::default(), config.external);
+    let handler = Arc::new(Handler { auth, readings, trust, serving, connections, external, resources });
+    handler.list(&[]);
     let (trust, serving, connections) = (handler.trust.clone(), handler.serving.clone(), handler.connections.clone());
 
-    let sockets = Sockets::create(&config.socket_dir).map_err(|error| format!("SOCKET_DIR: {error}"))?;
-    let (front_proxy, direct) = (sockets.0.join("front-proxy"), sockets.0.join("direct"));
-    let classes = [(Class::FrontProxy, front_proxy.as_path()), (Class::Direct, direct.as_path())];
-    server::start(&handler, &classes, config.max_concurrent)?;
-    let (follower, noter) = (trust.clone(), changes.clone());
-    let read = move || {
-        let found = kube.request_header();
-        noter.note("request header configuration", &found);
-        found.ok()
-    };
-    thread::spawn(move || follower.follow(read));
+    let (front_proxy, direct) = (sockets.join("front-proxy"), sockets.join("direct"));
+    server::start(&handler, [(true, &front_proxy), (false, &direct)])?;
+    for _ in 0..config.max_concurrent {
+        let handler = handler.clone();
+        server::spawn("refresh", move || handler.readings.refresh())?;
+    }
+    if config.insecure_skip_verify {
+        log::warn!("SDC_INSECURE_SKIP_VERIFY: whoever sits between the adapter and Sysdig gets the API token");
+    }
+    let follower = trust.clone();
+    every([20, 1], move || follower.refreshed(true).is_some());
     if let Err(error) = sysdig.check_configured() {
         log::warn!("reads are refused until this is mended: {}", error.message);
     }
@@ -93,11 +104,13 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
         found.is_ok()
     });
 
-    let listener = listen(config.listen).map_err(|error| format!("LISTEN_ADDR: {error}"))?;
-    let address = listener.local_addr().map_err(|error| error.to_string())?;
-    let tls = server_config(serving, config.tls13_only).map_err(|error| error.to_string())?;
+    // The second is for nodes without IPv6.
+    let everywhere = [(Ipv6Addr::UNSPECIFIED, PORT).into(), (Ipv4Addr::UNSPECIFIED, PORT).into()];
+    let addresses = config.listen.as_ref().map_or(&everywhere[..], std::slice::from_ref);
+    let listener = TcpListener::bind(addresses).map_err(|error| format!("LISTEN_ADDR: {error}"))?;
+    log::info!("sysdig-metrics-adapter {} listening on {}", env!("CARGO_PKG_VERSION"), listener.local_addr()?);
+    let tls = server_config(serving, config.tls13_only)?;
     let door = Arc::new(Door { connections: connections.clone(), tls, trust, front_proxy, direct, age: AGE });
-    log::info!("sysdig-metrics-adapter {} listening on {address}", env!("CARGO_PKG_VERSION"));
     thread::spawn(move || door.serve(&listener));
 
     while !ending.load(Ordering::Relaxed) {
@@ -113,52 +126,50 @@ fn work(config: &Config, sysdig: Sysdig) -> Result<(), String> {
 }
 
 /// Does `work` now and then for ever: again after so many seconds when it went well, or when it did not.
-fn every([period, retry]: [u64; 2], mut work: impl FnMut() -> bool + Send + 'static) {
-    thread::spawn(move || {
-        loop {
-            thread::sleep(Duration::from_secs(if work() { period } else { retry }));
+fn every([period, retry]: [u64; 2], work: impl FnMut() -> bool + Send + 'static) {
+    let rest = move |well| thread::sleep(Duration::from_secs(if well { period } else { retry }));
+    thread::spawn(move || iter::repeat_with(work).for_each(rest));
+}
+
+/// Hands over what the files hold, now and whenever it changes; kubelet brings a change within a minute or two.
+fn follow(files: [PathBuf; 2], apply: impl Fn([Result<Vec<u8>, String>; 2]) + Send + 'static) {
+    let mut known = None;
+    let mut look = move || {
+        let found = Some(files.each_ref().map(|file| fs::read(file).map_err(|error| error.to_string())));
+        if known != found {
+            known.clone_from(&found);
+            found.map(&apply);
         }
-    });
+        true
+    };
+    look();
+    every([10, 10], look);
 }
 
 /// The serving certificate: from files, which are followed, or kept by [`Keeper`].
 fn serve_certificate(config: &Config, kube: &Arc<Kube>, changes: &Arc<Changes>) -> Result<Arc<Serving>, String> {
-    let serving = Arc::new(Serving::default());
-    let (follower, changes) = (serving.clone(), changes.clone());
-    let Some((chain, key)) = config.tls_files.clone() else {
-        let (kube, namespace) = (kube.clone(), kube.own_namespace());
-        let keeper = Keeper { kube, serving: follower, changes, service: config.service_name.clone(), namespace };
+    let (kube, changes, serving) = (kube.clone(), changes.clone(), Arc::new(Serving::default()));
+    let served = serving.clone();
+    if let Some((chain, key)) = config.tls_files.clone() {
+        let name = chain.display().to_string();
+        follow([chain, key], move |[chain, key]| {
+            let key = key.map_err(|mistake| format!("TLS_KEY_FILE: {mistake}"));
+            let pair = chain.and_then(|chain| certified_key(chain, key?));
+            let pair = pair.map_err(|mistake| refusal!(NotConfigured, "{name} is not used: {mistake}"));
+            changes.note("serving certificate", &pair);
+            if let Ok(pair) = pair {
+                served.replace(pair);
+                served.settle();
+                log::info!("serving certificate {name} is in use");
+            }
+        });
+    } else {
+        let (namespace, service, external) = (kube.own_namespace(), config.service_name.clone(), config.external);
+        let keeper = Keeper { kube, serving: served, changes, service, namespace, external };
         keeper.start()?;
         every([60, 5], move || keeper.keep());
-        return Ok(serving);
-    };
-    let mut known = Vec::new();
-    let mut load = move || {
-        let read = |path: &Path| fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
-        let pair = read(&chain).and_then(|chain| certified_key(chain, read(&key)?));
-        let pair = pair.map_err(|mistake| refusal!(NotConfigured, "{} is not used: {mistake}", chain.display()));
-        changes.note("serving certificate", &pair);
-        if let Some(pair) = pair.ok().filter(|pair| pair.cert != known) {
-            known.clone_from(&pair.cert);
-            follower.replace(pair);
-            follower.settle();
-            log::info!("serving certificate {} is in use", chain.display());
-        }
-        true
-    };
-    load();
-    every([10, 10], load);
-    Ok(serving)
-}
-
-fn listen(address: Option<SocketAddr>) -> io::Result<TcpListener> {
-    match address {
-        Some(address) => TcpListener::bind(address),
-        None => TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).or_else(|error| match error.kind() {
-            ErrorKind::AddrInUse | ErrorKind::PermissionDenied => Err(error),
-            _ => TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)),
-        }),
     }
+    Ok(serving)
 }
 
 /// How many connections fit below the limit of open files, as /proc/self/limits tells it.
@@ -166,25 +177,6 @@ fn capacity(limits: &str) -> usize {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
     let soft: usize = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(usize::MAX);
     (soft.saturating_sub(SPARE_DESCRIPTORS) / DESCRIPTORS).clamp(8, MOST_CONNECTIONS)
-}
-
-/// The directory of the inner sockets, which only this process may enter; removed at the end.
-struct Sockets(PathBuf);
-
-impl Sockets {
-    fn create(parent: &Path) -> io::Result<Self> {
-        let unique = RandomState::new().hash_one(std::process::id());
-        let directory = parent.join(format!("sysdig-metrics-adapter-{unique:016x}"));
-        let made = fs::DirBuilder::new().mode(0o700).create(&directory);
-        made.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", directory.display())))?;
-        Ok(Self(directory))
-    }
-}
-
-impl Drop for Sockets {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 #[cfg(test)]
@@ -210,14 +202,19 @@ mod tests {
     #[test]
     fn sockets_lie_in_a_private_directory_that_goes_with_them() {
         use std::os::unix::fs::PermissionsExt;
-        let parent = env::temp_dir();
-        let (sockets, other) = (Sockets::create(&parent).unwrap(), Sockets::create(&parent).unwrap());
-        let directory = sockets.0.clone();
-        assert_ne!(directory, other.0, "what a crash left behind is not used again");
-        assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o777, 0o700);
-        fs::write(sockets.0.join("direct"), "").unwrap();
-        drop(sockets);
-        assert!(!directory.exists());
-        assert!(Sockets::create(Path::new("/nonexistent")).is_err());
+        let mut used = Vec::new();
+        for failure in [None, Some("as if the start had failed")] {
+            let done = with_sockets(&env::temp_dir(), |directory| {
+                assert_eq!(fs::metadata(directory)?.permissions().mode() & 0o777, 0o700);
+                fs::write(directory.join("direct"), "")?;
+                used.push(directory.to_owned());
+                failure.map_or(Ok(()), |failure| Err(failure.into()))
+            });
+            assert_eq!(done.err().map(|failure| failure.to_string()).as_deref(), failure);
+        }
+        assert_ne!(used[0], used[1], "what a crash left behind is not used again");
+        assert!(!used.iter().any(|directory| directory.exists()));
+        let missing = with_sockets(Path::new("/nonexistent"), |_| Ok(())).unwrap_err();
+        assert!(missing.to_string().starts_with("SOCKET_DIR: /nonexistent/"), "{missing}");
     }
 }

@@ -1,36 +1,42 @@
 //! The inner servers: tiny_http workers that answer from memory, and a bounded pool for what must wait.
 //! A worker never waits for an upstream, so that health and discovery are answered at once whatever Sysdig does.
 
-use crate::handler::{Asked, Class, Handler};
-use crate::{api::Response, auth::User, config::Secret, error::refusal, lock, route::percent_decode};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::{path::Path, process, sync::Arc, sync::Mutex, thread, time::Duration, time::Instant};
+use crate::prelude::*;
+use crate::{api::Response, handler::Asked, handler::Handler, handler::Wait};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::{iter, panic::AssertUnwindSafe, panic::catch_unwind, path::Path, process, thread};
 use tiny_http::{Header, Request, Server};
 
 const WORKERS: usize = 2;
+/// What must wait for the Kubernetes API's reviews, and then for Sysdig: neither holds up the other.
+const SLOW: [(Wait, usize); 2] = [(Wait::Sysdig, 32), (Wait::Reviews, 8)];
+const QUEUE: usize = 256;
 /// What waits for longer than this has a caller who gave up.
 const PATIENCE: Duration = Duration::from_secs(10);
 const STACK: usize = 512 * 1024;
 
-/// What must wait, and since when it does.
-type Job = (Request, Asked, Instant);
-
-pub(crate) fn start(handler: &Arc<Handler>, sockets: &[(Class, &Path)], threads: usize) -> Result<(), String> {
-    let (queue, jobs) = sync_channel(threads * 8);
-    let jobs = Arc::new(Mutex::new(jobs));
-    for _ in 0..threads {
-        let (handler, jobs) = (handler.clone(), jobs.clone());
-        spawn("slow", move || while work(&handler, &jobs).is_some() {})?;
+pub(crate) fn start(handler: &Arc<Handler>, sockets: [(bool, &Path); 2]) -> Result<(), String> {
+    let mut next = None;
+    for (wait, threads) in SLOW {
+        let (queue, jobs) = sync_channel(QUEUE);
+        let jobs = Arc::new(Mutex::new(jobs));
+        for _ in 0..threads {
+            let (handler, jobs, next) = (handler.clone(), jobs.clone(), next.clone());
+            spawn("slow", move || {
+                let jobs = iter::from_fn(|| lock(&jobs).recv().ok());
+                jobs.for_each(|asked| dispatch(&handler, asked, wait, next.as_ref()));
+            })?;
+        }
+        next = Some(queue);
     }
-    for &(class, path) in sockets {
+    for (front_proxy, path) in sockets {
         let server = Server::http_unix(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let server = Arc::new(server);
         for _ in 0..WORKERS {
-            let (handler, server, queue) = (handler.clone(), server.clone(), queue.clone());
+            let (handler, server, next) = (handler.clone(), server.clone(), next.clone());
             spawn("worker", move || {
                 while let Ok(request) = server.recv() {
-                    dispatch(&handler, class, request, &queue);
+                    dispatch(&handler, Asked { request, front_proxy, since: Instant::now() }, Wait::No, next.as_ref());
                 }
                 // tiny_http accepts no more after an error. Kubernetes starts the pod's container anew.
                 log::error!("the inner server has ended");
@@ -41,64 +47,34 @@ pub(crate) fn start(handler: &Arc<Handler>, sockets: &[(Class, &Path)], threads:
     Ok(())
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
+pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
     let started = thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(work);
     started.map(drop).map_err(|error| format!("no thread could be started: {error}"))
 }
 
-fn dispatch(handler: &Handler, class: Class, request: Request, queue: &SyncSender<Job>) {
-    let asked = asked(class, &request);
-    if let Some(response) = guarded(|| handler.answer(&asked, false)) {
-        return respond(request, response);
+/// Answers, or hands over to `next`, where it may wait for longer.
+fn dispatch(handler: &Handler, asked: Asked, wait: Wait, next: Option<&SyncSender<Asked>>) {
+    let late = asked.since.elapsed() > PATIENCE;
+    let answer = if late { Ok(None) } else { guarded(|| handler.answer(&asked, wait)) };
+    let answer = answer.unwrap_or_else(|error| Some(error.response()));
+    let handed = match next.filter(|_| answer.is_none() && !late) {
+        Some(next) => next.try_send(asked),
+        None => Err(TrySendError::Full(asked)),
+    };
+    if let Err(TrySendError::Full(asked) | TrySendError::Disconnected(asked)) = handed {
+        respond(asked.request, answer.unwrap_or_else(overloaded));
     }
-    let refused = queue.try_send((request, asked, Instant::now())).err();
-    if let Some(TrySendError::Full((request, ..)) | TrySendError::Disconnected((request, ..))) = refused {
-        respond(request, overloaded());
-    }
-}
-
-/// Does one job; None when there will be no more.
-fn work(handler: &Handler, jobs: &Mutex<Receiver<Job>>) -> Option<()> {
-    let (request, asked, since) = lock(jobs).recv().ok()?;
-    let answer = if since.elapsed() > PATIENCE { None } else { guarded(|| handler.answer(&asked, true)) };
-    respond(request, answer.unwrap_or_else(overloaded));
-    Some(())
 }
 
 /// A bug costs one answer, not a thread of a bounded pool.
-fn guarded(work: impl FnOnce() -> Option<Response>) -> Option<Response> {
-    let bug = || refusal!(Internal, "the adapter has a bug; please report it with its log (kubectl logs)");
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Some(bug().response()))
+pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T> {
+    let bug = |_| refusal!(Internal, "the adapter has a bug; please report it with its log (kubectl logs)");
+    catch_unwind(AssertUnwindSafe(work)).map_err(bug)
 }
 
 fn overloaded() -> Response {
     let error = refusal!(Overloaded, "more metrics are being read than the adapter can wait for: ask again");
-    error.retry_after(Some(1)).response()
-}
-
-fn asked(class: Class, request: &Request) -> Asked {
-    let values = |name| request.headers().iter().filter(move |it| it.field.equiv(name)).map(|it| it.value.as_str());
-    let first = |name| values(name).next().map(str::to_owned);
-    let decoded = |text: &str| percent_decode(text, false);
-    let named = |name| values(name).next().and_then(decoded).unwrap_or_default();
-    let groups = values("X-Remote-Group").filter_map(decoded).collect();
-    let mut user = User { name: named("X-Remote-User"), uid: named("X-Remote-Uid"), groups, ..User::default() };
-    for header in request.headers() {
-        let name = header.field.as_str().as_str().to_ascii_lowercase();
-        let Some(key) = name.strip_prefix("x-remote-extra-") else { continue };
-        // As at the API server, a key that is no encoding stands for itself.
-        let values = user.extra.entry(decoded(key).unwrap_or_else(|| key.to_owned())).or_default();
-        values.extend(decoded(header.value.as_str()));
-    }
-    Asked {
-        class,
-        method: request.method().as_str().to_owned(),
-        target: request.url().to_owned(),
-        accept: first("Accept"),
-        if_none_match: first("If-None-Match"),
-        authorization: values("Authorization").next().and_then(Secret::header),
-        user,
-    }
+    Error { retry_after: Some(1), ..error }.response()
 }
 
 fn respond(request: Request, response: Response) {

@@ -1,224 +1,265 @@
 //! Sysdig Monitor: which of its APIs answers a question, and all that both have in common.
 
-use std::path::PathBuf;
-
-use serde::Deserialize;
-use serde_json::Value;
-use ureq::http::{Method, Request};
-use ureq::{Agent, Proxy};
-
 use crate::config::{Config, Secret, TokenSource};
-use crate::error::{Error, Reason, quoted, refusal};
-use crate::quantity::Quantity;
-use crate::selector::{Requirement, Tuning};
-use crate::tls::{agent, certificates, explain};
-use crate::{data, promql};
+use crate::prelude::*;
+use crate::tls::{agent, certificates, exchange, explain};
+use crate::{api::JSON, data, promql, quantity::Quantity, route::Resource, selector::Requirement, selector::Tuning};
+use crate::{timestamp::second_of_day, timestamp::unix_now};
+use serde::de::DeserializeOwned;
+use std::{
+    cell::Cell, fs, path::PathBuf, sync::atomic::AtomicI64, sync::atomic::AtomicU64, sync::atomic::Ordering::Relaxed,
+};
+use ureq::{Agent, Proxy, http::Method};
 
 /// Seconds between samples.
-const STEP: u64 = 10;
+pub(crate) const STEP: u64 = 10;
 /// Seconds that Sysdig's clock may be ahead of ours.
 const AHEAD: u64 = 60;
-const LARGEST_ANSWER: u64 = 8 * 1024 * 1024;
-pub(crate) const JSON: &str = "application/json";
+/// With more objects than this, all of their namespaces are asked for instead of each by its name.
+const MOST_NAMES: usize = 500;
+/// For how many seconds it stays known that a metric is collected, and that it is not.
+const COLLECTED: u64 = 600;
+const NOT_COLLECTED: u64 = 60;
+const MOST_METRICS: usize = 1000;
+thread_local! {
+    /// How many queries this thread has sent.
+    pub(crate) static QUERIES: Cell<u64> = const { Cell::new(0) };
+}
+/// How much of an answer the log shows.
+const LOGGED: usize = 4096;
 
-/// What is asked: one metric of all objects that a label tells apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question<'a> {
-    pub metric: &'a str,
+/// What is asked of any number of objects at once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Question {
+    /// Sysdig's id, or a name in PromQL.
+    pub metric: String,
     pub tuning: Tuning,
-    /// Whether it is about nodes, not containers.
-    pub host: bool,
-    /// Sysdig's label that names the objects; None for one object that `scope` makes up.
-    pub by: Option<&'static str>,
-    /// Where the objects are. The cluster is added by the backend.
-    pub scope: Vec<Requirement>,
+    /// Of the objects that a row is about.
+    pub resource: &'static Resource,
+    /// Whether workloads are named by their type and name, as the old adapter did.
+    pub legacy: bool,
     /// What samples must have besides.
-    pub labels: &'a [Requirement],
+    pub labels: Vec<Requirement>,
 }
 
-impl Question<'_> {
-    pub(crate) fn requirements(&self) -> Vec<Requirement> {
-        [self.scope.as_slice(), self.labels].concat()
+impl Question {
+    /// Whether it is about nodes, not containers.
+    pub(crate) fn is_host(&self) -> bool {
+        *self.resource == Resource::NODES
     }
 
-    /// About these objects only.
-    pub(crate) fn about(mut self, names: &[String]) -> Self {
-        if let Some(label) = self.by {
-            self.scope.retain(|it| it.key != label);
-            self.scope.push(Requirement { key: label.to_owned(), values: names.to_vec() });
-        }
-        self
+    /// Sysdig's labels that tell objects apart: the namespace, if they lie in one, and the name.
+    pub(crate) fn object_labels(&self) -> [Option<&'static str>; 2] {
+        let name = if self.legacy { "kubernetes.workload.name" } else { self.resource.label };
+        [self.resource.is_namespaced().then_some(Resource::NAMESPACES.label), Some(name)]
+    }
+}
+
+/// Namespace (empty where the objects lie in none) and name.
+pub type Object = (String, String);
+
+/// Which objects are asked about, by their namespaces and names. The cluster is added by the backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope(pub BTreeSet<String>, pub BTreeSet<String>);
+
+impl Scope {
+    pub fn of<'a>(objects: impl IntoIterator<Item = &'a Object>) -> Self {
+        let (namespaces, names) = objects.into_iter().cloned().unzip();
+        Self(namespaces, names)
+    }
+
+    pub(crate) fn requirements(&self, question: &Question) -> Vec<Requirement> {
+        let [namespace, by] = question.object_labels();
+        let workload = BTreeSet::from([question.resource.workload_type.to_owned()]);
+        let kind = question.legacy.then_some("kubernetes.workload.type");
+        let parts = [(namespace, &self.0), (kind, &workload), (by.filter(|_| self.1.len() <= MOST_NAMES), &self.1)];
+        let given = parts.into_iter().filter_map(|(label, values)| Some((label?, values)));
+        given.map(|(label, values)| Requirement::is(label, values.iter().cloned())).collect()
+    }
+
+    fn holds(&self, (namespace, name): &Object) -> bool {
+        self.0.contains(namespace) && (self.1.len() > MOST_NAMES || self.1.contains(name))
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    pub object: String,
     /// Unix seconds: up to where there are samples.
     pub end: u64,
     /// The metric; None if no container of the object had a sample of it.
     pub value: Option<Result<Quantity, Reason>>,
     /// Those that Sysdig saw, if the answer tells.
     pub pods: Option<u64>,
+    /// Where one object has several series: the labels that tell them apart.
+    pub differing: String,
 }
+
+pub type Rows = BTreeMap<Object, Row>;
 
 pub struct Sysdig {
     agent: Agent,
-    pub(crate) endpoint: String,
-    token: TokenSource,
-    cluster: Option<String>,
-    promql: Option<bool>,
+    config: Config,
+    /// Seconds by which samples arrive late, as PromQL shows it.
+    pub(crate) lag: AtomicU64,
+    /// Seconds that Sysdig's clock is ahead of ours, by its last answer.
+    pub(crate) skew: AtomicI64,
+    /// The minute since 1970 of the last query, and how many there were in it.
+    queries: Mutex<(u64, u64)>,
+    /// Whether a metric is collected in the cluster, and until when that is known.
+    collected: Mutex<BTreeMap<String, (bool, u64)>>,
 }
 
 impl Sysdig {
     /// Uses the endpoint, token and cluster of `config`. Errors: `SDC_CA_FILE` or a proxy variable is wrong.
     pub fn new(config: &Config) -> Result<Self, String> {
         let read = |path: &PathBuf| {
-            let pem = std::fs::read(path).map_err(|error| error.to_string());
-            let found = pem.and_then(|pem| certificates(&pem));
+            let found = fs::read(path).map_err(|error| error.to_string()).and_then(certificates);
             found.map_err(|mistake| format!("SDC_CA_FILE {}: {mistake}", path.display()))
         };
-        let roots = config.sysdig_ca_file.as_ref().map(read).transpose()?;
-        Ok(Self {
-            agent: agent(roots.as_deref(), config.sysdig_timeout, Proxy::try_from_env()),
-            endpoint: config.endpoint.clone(),
-            token: config.token.clone(),
-            cluster: config.cluster.clone(),
-            promql: config.promql,
-        })
+        let (roots, config) = (config.sysdig_ca_file.as_ref().map(read).transpose()?, config.clone());
+        let proxy = Proxy::try_from_env();
+        let agent = agent(roots.as_deref(), !config.insecure_skip_verify, config.sysdig_timeout, proxy);
+        let (queries, collected) = (Mutex::default(), Mutex::default());
+        Ok(Self { agent, config, lag: AtomicU64::new(0), skew: AtomicI64::new(0), queries, collected })
     }
 
     /// Makes sure that a read has its settings. Errors: [`Reason::NotConfigured`], with the command that mends it.
     pub fn check_configured(&self) -> Result<(), Error> {
-        self.token()?;
-        self.cluster().map(|_| ())
+        self.token().and_then(|_| self.cluster()).map(|_| ())
     }
 
     pub fn speaks_promql(&self, metric: &str) -> bool {
-        self.promql.unwrap_or_else(|| !metric.contains('.'))
+        self.config.promql.unwrap_or_else(|| !metric.contains('.'))
     }
 
-    /// What Sysdig has for the objects at `now`, one row for each it knows.
-    /// Errors: Sysdig failed, or its answer is not about what was asked.
-    pub fn rows(&self, question: &Question<'_>, now: u64) -> Result<Vec<Row>, Error> {
-        let end = window_end(now);
-        let promql = self.speaks_promql(question.metric);
-        let rows = if promql { promql::rows(self, question, end) } else { data::rows(self, question, end) }?;
-        let ahead = rows.iter().map(|row| row.end).max().unwrap_or_default().saturating_sub(now);
+    /// A row for each object that Sysdig knows. Errors: Sysdig failed, or its answer is not about what was asked.
+    pub fn rows(&self, question: &Question, scope: &Scope, now: u64) -> Result<Rows, Error> {
+        let ask = if self.speaks_promql(&question.metric) { promql::rows } else { data::rows };
+        let rows = ask(self, question, scope, window_end(now))?;
+        let ahead = rows.values().map(|row| row.end.saturating_sub(now)).max().unwrap_or_default();
         if ahead > AHEAD {
             return Err(invalid_answer(&format!("it is {ahead} s ahead of this node's clock: check the node's time")));
         }
-        Ok(rows)
+        if rows.keys().all(|object| scope.holds(object)) { Ok(rows) } else { Err(other_object()) }
     }
 
-    /// How many pods Sysdig saw in the window of a question about one object. Errors: Sysdig failed.
-    pub fn pods(&self, question: &Question<'_>, now: u64) -> Result<u64, Error> {
-        data::pods(self, question, window_end(now))
+    /// How many pods of each object Sysdig saw in the window. Errors: Sysdig failed.
+    pub fn pods(&self, question: &Question, scope: &Scope, now: u64) -> Result<BTreeMap<Object, u64>, Error> {
+        data::pods(self, question, scope, window_end(now))
     }
 
-    /// Whether anything in the cluster had a sample of the metric within a day. Errors: Sysdig failed.
-    pub fn is_collected(&self, question: &Question<'_>, now: u64) -> Result<bool, Error> {
-        match self.speaks_promql(question.metric) {
-            true => promql::is_collected(self, question, window_end(now)),
-            false => data::is_collected(self, question, window_end(now)),
+    /// Whether anything in the cluster had a sample of the metric within a day; remembered. Errors: Sysdig failed.
+    pub fn is_collected(&self, question: &Question, now: u64) -> Result<bool, Error> {
+        let known = lock(&self.collected).get(&question.metric).copied().filter(|(_, until)| now < *until);
+        if let Some((collected, _)) = known {
+            return Ok(collected);
         }
+        let ask = if self.speaks_promql(&question.metric) { promql::is_collected } else { data::is_collected };
+        let collected = ask(self, question, window_end(now))?;
+        let mut known = lock(&self.collected);
+        known.retain(|_, (_, until)| now < *until);
+        if known.len() < MOST_METRICS {
+            let until = now + if collected { COLLECTED } else { NOT_COLLECTED };
+            known.insert(question.metric.clone(), (collected, until));
+        }
+        Ok(collected)
     }
 
     pub fn catalogue(&self) -> Result<Vec<String>, Error> {
-        let mut ids = if self.promql == Some(true) { promql::names(self)? } else { data::catalogue(self)? };
-        ids.sort_unstable();
-        ids.dedup();
-        Ok(ids)
+        let ids = if self.config.promql == Some(true) { promql::names(self)? } else { data::catalogue(self)? };
+        Ok(BTreeSet::from_iter(ids).into_iter().collect())
+    }
+
+    fn count_query(&self, now: u64) -> Result<(), Error> {
+        let (most, mut queries) = (self.config.max_queries, lock(&self.queries));
+        if queries.0 != now / 60 {
+            *queries = (now / 60, 0);
+        }
+        if queries.1 >= most {
+            let used = refusal!(BackendRateLimited, "SDC_MAX_QUERIES_PER_MINUTE ({most}) is used up for this minute");
+            return Err(Error { retry_after: Some(60 - now % 60), ..used });
+        }
+        queries.1 += 1;
+        QUERIES.set(QUERIES.get() + 1);
+        Ok(())
     }
 
     /// The answer to a GET, or with a body of some type to a POST.
-    pub(crate) fn ask<T: for<'de> Deserialize<'de>>(
-        &self,
-        path: &str,
-        body: Option<(&str, String)>,
-    ) -> Result<T, Error> {
+    pub(crate) fn ask<T: DeserializeOwned>(&self, path: &str, body: Option<(&str, String)>) -> Result<T, Error> {
         let token = self.token()?;
+        self.count_query(unix_now())?;
+        log::debug!("Sysdig is asked: {path} {}", body.as_ref().map_or("", |(_, body)| body));
+        let answer = self.exchange(&token, path, body)?;
+        log::debug!("Sysdig answers: {}", String::from_utf8_lossy(answer.get(..LOGGED).unwrap_or(&answer)));
+        serde_json::from_slice(&answer).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            invalid_answer(&format!("it is not the JSON expected (line {line}, column {column})"))
+        })
+    }
+
+    fn exchange(&self, token: &Secret, path: &str, body: Option<(&str, String)>) -> Result<Vec<u8>, Error> {
+        let url = format!("{}{path}", self.config.endpoint);
         let method = if body.is_some() { Method::POST } else { Method::GET };
-        let (content_type, body) = body.unwrap_or((JSON, String::new()));
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.endpoint))
-            .header("Authorization", format!("Bearer {}", token.expose()))
-            .header("Accept", JSON)
-            .header("Content-Type", content_type)
-            .body(body);
-        let sent = request.map_err(ureq::Error::from).and_then(|request| self.agent.run(request));
-        let mut response = sent.map_err(|error| self.unreachable(&error))?;
-        let status = response.status().as_u16();
-        let retry_after = response.headers().get("Retry-After").and_then(|value| value.to_str().ok()?.parse().ok());
-        let body = response.body_mut().with_config().limit(LARGEST_ANSWER).read_to_vec();
-        if status != 200 {
-            return Err(self.refused(status, &body.unwrap_or_default(), &token).retry_after(retry_after));
+        let (kind, body) = body.unwrap_or((JSON, String::new()));
+        let sent = exchange(&self.agent, method, &url, token, [JSON, kind], body);
+        let (status, headers, body) = sent.map_err(|error| self.unreachable(&error))?;
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        if let Some(theirs) = header("Date").and_then(second_of_day) {
+            let (ours, half) = ((unix_now() % 86_400).cast_signed(), 43_200);
+            self.skew.store((theirs - ours + half).rem_euclid(2 * half) - half, Relaxed);
         }
-        let body = body.map_err(|error| match error {
+        if status != 200 {
+            let retry_after = header("Retry-After").and_then(|text| text.parse().ok());
+            let refused = self.refused(status, &body.unwrap_or_default(), token);
+            return Err(Error { retry_after, ..refused });
+        }
+        body.map_err(|error| match error {
             ureq::Error::Timeout(_) => self.unreachable(&error),
             other => invalid_answer(&format!("it ends early or cannot be read: {}", explain(&other))),
-        })?;
-        let place = |error: serde_json::Error| format!("line {}, column {}", error.line(), error.column());
-        serde_json::from_slice(&body)
-            .map_err(|error| invalid_answer(&format!("it is not the JSON expected ({})", place(error))))
+        })
     }
 
     fn token(&self) -> Result<Secret, Error> {
-        let found = match &self.token {
-            TokenSource::Given(token) => Ok(token.clone()),
+        let found = match &self.config.token {
+            TokenSource::Given(token) => return Ok(token.clone()),
             TokenSource::Missing => Err("there is no Sysdig API token".to_owned()),
-            TokenSource::File(path) => match std::fs::read_to_string(path) {
-                Ok(text) => Secret::new(text.trim()).ok_or_else(|| format!("{} holds no API token", path.display())),
+            TokenSource::File(path) => match fs::read_to_string(path).map(|text| Secret::new(text.trim())) {
+                Ok(found) => found.ok_or_else(|| format!("{} holds no API token", path.display())),
                 Err(error) => Err(format!("the Sysdig API token cannot be read, {}: {error}", path.display())),
             },
         };
-        found.map_err(|why| {
-            refusal!(
-                NotConfigured,
-                "{why}: kubectl create secret generic --from-literal access-key=TOKEN -n custom-metrics sysdig-api \
-                 (the token is in Sysdig Monitor under Settings, User Profile)"
-            )
-        })
+        let create = "kubectl create secret generic --from-literal access-key=TOKEN -n custom-metrics sysdig-api";
+        let place = "the token is in Sysdig Monitor under Settings, User Profile";
+        found.map_err(|why| refusal!(NotConfigured, "{why}: {create} ({place})"))
     }
 
     pub(crate) fn cluster(&self) -> Result<&str, Error> {
-        self.cluster.as_deref().ok_or_else(|| {
-            refusal!(
-                NotConfigured,
-                "CLUSTER_NAME is not set: kubectl set env deployment/custom-metrics-apiserver -n custom-metrics \
-                 CLUSTER_NAME=NAME, with the cluster's name as Sysdig Monitor shows it"
-            )
-        })
+        let set = "kubectl set env deployment/custom-metrics-apiserver -n custom-metrics CLUSTER_NAME=NAME";
+        let name = "with the cluster's name as Sysdig Monitor shows it";
+        self.config.cluster.as_deref().ok_or_else(|| refusal!(NotConfigured, "CLUSTER_NAME is not set: {set}, {name}"))
     }
 
     fn unreachable(&self, error: &ureq::Error) -> Error {
-        let (host, why) = (&self.endpoint, explain(error));
+        let (host, why, check) = (&self.config.endpoint, explain(error), "check SDC_ENDPOINT, DNS and egress");
         match error {
             ureq::Error::Timeout(_) => refusal!(BackendTimeout, "Sysdig at {host} did not answer within SDC_TIMEOUT"),
             ureq::Error::Protocol(_) => invalid_answer("it is not HTTP"),
-            _ => refusal!(
-                BackendUnreachable,
-                "Sysdig at {host} cannot be reached: {why} (check SDC_ENDPOINT, DNS and egress)"
-            ),
+            _ => refusal!(BackendUnreachable, "Sysdig at {host} cannot be reached: {why} ({check})"),
         }
     }
 
     fn refused(&self, status: u16, body: &[u8], token: &Secret) -> Error {
-        let remark = remark(body).replace(token.expose(), "(hidden)");
-        let says = format!("({status}: {})", quoted(&remark));
+        let says = quoted(&remark(body).replace(token.expose(), "(hidden)"));
+        let renew = "does not accept the API token: renew Secret sysdig-api, the token may have expired";
         let (reason, message) = match status {
-            401 => (
-                Reason::BackendUnauthorized,
-                "does not accept the API token: renew Secret sysdig-api, the token may have expired",
-            ),
+            401 => (Reason::BackendUnauthorized, renew),
             403 => (Reason::BackendForbidden, "does not let this API token read metrics: check its team and role"),
             429 => (Reason::BackendRateLimited, "limits the rate of this account's queries"),
             400..=499 => (Reason::BackendRejected, "rejects the query"),
             300..=399 => (Reason::BackendRejected, "redirects elsewhere, which is not followed: check SDC_ENDPOINT"),
             _ => (Reason::BackendError, "fails"),
         };
-        Error::new(reason, format!("Sysdig {message} {says}"))
+        Error::new(reason, format!("Sysdig {message} ({status}: {says})"))
     }
 }
 
@@ -229,6 +270,10 @@ fn window_end(now: u64) -> u64 {
 
 pub(crate) fn invalid_answer(why: &str) -> Error {
     refusal!(BackendInvalidAnswer, "Sysdig's answer cannot be used: {why}")
+}
+
+pub(crate) fn other_object() -> Error {
+    invalid_answer("it is about another object than asked for")
 }
 
 /// What a server says about an error, in whichever form.

@@ -1,17 +1,19 @@
 //! TLS both ways: certificates, PEM in and out, and the one place where an HTTP client is made.
 
-use crate::lock;
-use rustls::client::danger::HandshakeSignatureValid;
+use crate::config::Secret;
+use crate::prelude::*;
 use rustls::crypto::{self, WebPkiSupportedAlgorithms, ring};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime, pem::PemObject};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
-use rustls::{
-    DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme, sign::CertifiedKey, version,
-};
-use std::{sync::Arc, sync::Mutex, sync::atomic::AtomicBool, sync::atomic::Ordering, time::Duration};
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme, version};
+use rustls::{client::danger::HandshakeSignatureValid, pki_types::pem::PemObject, server::danger::ClientCertVerified};
+use rustls::{server::danger::ClientCertVerifier, sign::CertifiedKey};
+use std::{sync::atomic::AtomicBool, sync::atomic::Ordering};
+use ureq::http::{HeaderMap, Method, Request};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Proxy};
+
+const LARGEST_ANSWER: u64 = 8 * 1024 * 1024;
 
 /// SHA-256, for what must not be kept or guessed.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
@@ -107,16 +109,33 @@ pub fn server_config(serving: Arc<Serving>, tls13_only: bool) -> Result<Arc<Serv
     Ok(Arc::new(config))
 }
 
-/// A client for one server, which Mozilla's roots vouch for if none are given. `timeout` covers a whole exchange, from
-/// name resolution to the last byte of the body; redirects are answers like any other.
-pub fn agent(roots: Option<&[CertificateDer<'static>]>, timeout: Duration, proxy: Option<Proxy>) -> Agent {
+/// A client for one server, which Mozilla's roots vouch for if none are given, or nobody without `verify`. `timeout`
+/// covers a whole exchange, from name resolution to the last byte of the body; redirects are answers like any other.
+pub fn agent(roots: Option<&[CertificateDer<'_>]>, verify: bool, timeout: Duration, proxy: Option<Proxy>) -> Agent {
     let owned = |der: &CertificateDer<'_>| Certificate::from_der(der).to_owned();
     let roots = roots.map_or(RootCerts::WebPki, |list| list.iter().map(owned).into());
-    let tls = TlsConfig::builder().provider(TlsProvider::Rustls).root_certs(roots);
+    let tls = TlsConfig::builder().provider(TlsProvider::Rustls).root_certs(roots).disable_verification(!verify);
     let tls = tls.unversioned_rustls_crypto_provider(Arc::new(ring::default_provider())).build();
     let config = Agent::config_builder().tls_config(tls).proxy(proxy).timeout_global(Some(timeout));
     let config = config.http_status_as_error(false).max_redirects(0).max_redirects_will_error(false);
     config.user_agent(concat!("sysdig-metrics-adapter/", env!("CARGO_PKG_VERSION"))).build().new_agent()
+}
+
+pub(crate) type Body = Result<Vec<u8>, ureq::Error>;
+
+/// One request with a bearer token; the types are that of the answer and of `body`. The body is bounded.
+pub(crate) fn exchange(
+    agent: &Agent,
+    method: Method,
+    url: &str,
+    token: &Secret,
+    [accept, kind]: [&str; 2],
+    body: String,
+) -> Result<(u16, HeaderMap, Body), ureq::Error> {
+    let request = Request::builder().method(method).uri(url).header("Accept", accept).header("Content-Type", kind);
+    let request = request.header("Authorization", format!("Bearer {}", token.expose())).body(body)?;
+    let (head, mut body) = agent.run(request)?.into_parts();
+    Ok((head.status.as_u16(), head.headers, body.with_config().limit(LARGEST_ANSWER).read_to_vec()))
 }
 
 /// What went wrong below HTTP, in a few words and without any part of the request.
@@ -132,8 +151,7 @@ pub fn explain(error: &ureq::Error) -> String {
     }
 }
 
-/// Asks for a client certificate and accepts any: whom it speaks for is judged per request, against the
-/// configuration of that moment.
+/// Asks for a client certificate and accepts any: each request is judged against the configuration of its moment.
 #[derive(Debug)]
 struct AnyClientCertificate(WebPkiSupportedAlgorithms);
 

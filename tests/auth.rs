@@ -51,9 +51,14 @@ impl Court {
         self.anonymous().request("GET", READ, &[("Authorization", authorization)])
     }
 
-    /// What was asked about whoever sent the last request; None if nothing was.
+    /// What was asked last about whoever sent the last request; None if nothing was.
     fn asked(&self) -> Option<Value> {
-        lock(&self.specs).drain(..).next_back()
+        self.questions().pop()
+    }
+
+    /// All that was asked since somebody looked.
+    fn questions(&self) -> Vec<Value> {
+        lock(&self.specs).drain(..).collect()
     }
 }
 
@@ -166,7 +171,7 @@ fn without_the_configuration_only_health_is_served_and_the_log_names_the_role_bi
     stage.kubernetes.forbid(REQUEST_HEADER);
     stage.kubernetes.user("joe-token", "allowed-user", &[]);
     let setup = stage.start(binary(), &[]);
-    setup.adapter.wait_log("RoleBinding custom-metrics-auth-reader in kube-system");
+    setup.adapter.wait_log("RoleBinding kube-system/custom-metrics-auth-reader");
     let user = [("X-Remote-User", HPA), ("X-Remote-Group", "system:masters")];
     for (path, status) in [("/livez", 200), ("/version", 200), ("/readyz", 503), ("/apis", 401), (READ, 401)] {
         assert_eq!(setup.client.request("GET", path, &user).status, status, "{path}");
@@ -416,23 +421,93 @@ fn what_the_kubernetes_api_said_is_remembered_for_each_question_on_its_own() {
         assert_eq!(court.bearer("Bearer denied-token").status, 403);
         assert_eq!(court.bearer("Bearer nobody's").status, 401);
     }
-    assert_eq!((count("tokenreviews"), count("subjectaccessreviews") - before), (3, 2));
-    let before = count("subjectaccessreviews");
+    // Who is denied is asked about twice: whether they may everything, and whether they may this.
+    assert_eq!((count("tokenreviews"), count("subjectaccessreviews") - before), (3, 3));
+    court.setup.kubernetes.authorize(|spec| json!({ "allowed": !is_wide(spec) }));
     let user = ("X-Remote-User", "jane");
-    let questions: [(&str, &[(&str, &str)]); 6] = [
-        (READ, &[user]),
-        ("/apis/custom.metrics.k8s.io/v1beta1/namespaces/default/services/kuard/net.http.request.count", &[user]),
-        ("/apis", &[user]),
-        (READ, &[user, ("X-Remote-Group", "a")]),
-        (READ, &[user, ("X-Remote-Uid", "7")]),
-        (READ, &[user, ("X-Remote-Extra-A", "b")]),
+    let questions: [Asking<'_>; 7] = [
+        (READ, &[user], 2),
+        ("/apis/custom.metrics.k8s.io/v1beta1/namespaces/default/services/kuard/net.http.request.count", &[user], 1),
+        ("/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/services/kuard/file.iops.total", &[user], 1),
+        ("/apis", &[user], 1),
+        (READ, &[user, ("X-Remote-Group", "a")], 2),
+        (READ, &[user, ("X-Remote-Uid", "7")], 2),
+        (READ, &[user, ("X-Remote-Extra-A", "b")], 2),
     ];
-    for _ in 0..3 {
-        for (path, headers) in questions {
-            assert_eq!(court.setup.client.request("GET", path, headers).status, 200, "{path} {headers:?}");
+    for round in 0..3 {
+        for (path, headers, first) in questions {
+            let before = count("subjectaccessreviews");
+            let status = court.setup.client.request("GET", path, headers).status;
+            assert!(status != 401 && status != 403, "{path} {headers:?}: {status}");
+            let asked = count("subjectaccessreviews") - before;
+            assert_eq!(asked, if round == 0 { first } else { 0 }, "round {round}, {path} {headers:?}");
         }
     }
-    assert_eq!(count("subjectaccessreviews") - before, questions.len());
+}
+
+/// A path, headers, and how many questions the first request of its kind leads to.
+type Asking<'a> = (&'a str, &'a [(&'a str, &'a str)], usize);
+
+/// Whether a user may read every metric of every object.
+fn is_wide(spec: &Value) -> bool {
+    spec["resourceAttributes"]["resource"] == "*"
+}
+
+fn wide(verb: &str) -> Value {
+    json!({ "verb": verb, "group": "custom.metrics.k8s.io", "version": "*", "resource": "*" })
+}
+
+#[test]
+fn who_may_read_everything_is_asked_about_once_for_any_number_of_objects() {
+    let stage = Stage::new();
+    for index in 0..20 {
+        stage.deployment("default", &format!("app-{index}"), 1, &[(METRIC, 1.0)]);
+    }
+    let court = Court::start(stage);
+    let user = [("X-Remote-User", "manager"), ("X-Remote-Group", "a")];
+    for index in 0..20 {
+        for (version, object) in [("v1beta1", "services"), ("v1beta2", "deployments.apps")] {
+            let path = format!("{BASE}/namespaces/default/{object}/app-{index}/{METRIC}").replace("v1beta2", version);
+            let response = court.setup.client.request("GET", &path, &user);
+            assert_eq!(response.status, 200, "{path}: {}", response.text());
+        }
+    }
+    let questions = court.questions();
+    let [question] = questions.as_slice() else { panic!("{questions:#?}") };
+    assert_eq!(question["resourceAttributes"], wide("get"));
+    assert_eq!(question["groups"], json!(["a", "system:authenticated"]), "of this user, as of any other");
+    assert_eq!(court.setup.client.request("GET", READ, &[("X-Remote-User", "denied")]).status, 403);
+    assert_eq!(court.setup.client.request("GET", READ, &[("X-Remote-User", "manager")]).status, 200);
+    assert_eq!(court.questions().len(), 3, "whoever else it is, in another group too, is asked about anew");
+}
+
+#[test]
+fn who_may_not_read_everything_is_asked_about_exactly_what_they_read() {
+    let court = Court::start(Stage::new());
+    let specs = Arc::clone(&court.specs);
+    court.setup.kubernetes.authorize(move |spec| {
+        lock(&specs).push(spec.clone());
+        json!({ "allowed": spec["resourceAttributes"]["name"] == "kuard" })
+    });
+    let user = [("X-Remote-User", "joe")];
+    let path = |object: &str| format!("{BASE}/namespaces/default/{object}/{METRIC}");
+    let table = [("services/kuard", 200, "kuard"), ("services/web", 403, "web"), ("pods/kuard-0", 403, "kuard-0")];
+    for (index, (object, status, name)) in table.into_iter().enumerate() {
+        let response = court.setup.client.request("GET", &path(object), &user);
+        assert_eq!(response.status, status, "{object}: {}", response.text());
+        let mut questions = court.questions();
+        if index == 0 {
+            assert_eq!(
+                questions.remove(0)["resourceAttributes"],
+                wide("get"),
+                "the wide question comes first, and once"
+            );
+        }
+        let [question] = questions.as_slice() else { panic!("{object}: {questions:#?}") };
+        let attributes = &question["resourceAttributes"];
+        assert_eq!((&attributes["name"], &attributes["namespace"]), (&json!(name), &json!("default")));
+        assert_eq!(attributes["version"], "v1beta2");
+    }
 }
 
 #[test]

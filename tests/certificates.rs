@@ -18,7 +18,7 @@ use support::{
 };
 use sysdig_metrics_adapter::tls::decode_base64;
 
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(30);
 /// The adapter looks after its certificate once a minute.
 const NEXT_ROUND: Duration = Duration::from_secs(90);
 
@@ -170,9 +170,9 @@ fn a_damaged_secret_is_made_anew_and_what_was_trusted_stays_trusted() {
         ("tls.crt", encoded(other.cert_pem())),
         ("tls.key", encoded(other.key_pem())),
         ("tls.key", encoded(String::new())),
-        ("renew", encoded("soon".to_owned())),
-        ("renew", encoded("99999999999999999999999".to_owned())),
-        ("renew-ca", json!(7)),
+        ("ca.key", encoded("no key".to_owned())),
+        ("data", support::pki::due(&good, false)),
+        ("data", support::pki::due(&good, true)),
     ];
     for (key, damage) in damages {
         let before = bundle(&stage, "v1beta1");
@@ -287,8 +287,8 @@ fn under_load(setup: &Setup, authority: impl Fn() -> String + Sync, work: impl F
     assert!(answered > 100, "{answered}");
 }
 
-/// Makes those keys of the Secret say that it is time, and waits for what comes of it.
-fn renew(due: &[&str]) -> (String, String) {
+/// Lets the certificate in the Secret be due, its authority too if so wanted, and waits for what comes of it.
+fn renew(authority: bool) -> (String, String) {
     let setup = Setup::start(binary);
     trusted(&setup, &setup.adapter);
     let (shown, before) = (chain(&setup.adapter), bundle(&setup, "v1beta1"));
@@ -297,9 +297,7 @@ fn renew(due: &[&str]) -> (String, String) {
         || bundle(&setup, "v1beta1"),
         || {
             let mut secret = setup.kubernetes.objects()[CERTIFICATE_SECRET].clone();
-            for key in due {
-                secret["data"][*key] = json!(support::pki::base64(b"1"));
-            }
+            secret["data"] = support::pki::due(&secret["data"], authority);
             setup.kubernetes.object(CERTIFICATE_SECRET, secret);
             eventually("a new certificate is served", NEXT_ROUND, || chain(&setup.adapter) != shown);
         },
@@ -310,13 +308,13 @@ fn renew(due: &[&str]) -> (String, String) {
 
 #[test]
 fn a_due_certificate_is_renewed_without_a_failed_request() {
-    let (before, after) = renew(&["renew"]);
+    let (before, after) = renew(false);
     assert_eq!(before, after, "its authority stays");
 }
 
 #[test]
 fn a_due_authority_is_renewed_beside_the_old_one_without_a_failed_request() {
-    let (before, after) = renew(&["renew", "renew-ca"]);
+    let (before, after) = renew(true);
     assert_ne!(before, after);
     assert!(after.contains(&before), "what shows the old certificate still stays trusted");
 }

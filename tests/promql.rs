@@ -6,11 +6,12 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::time::Duration;
 
 use prometheus::{Prometheus, Samples, missing};
 use serde_json::{Value, json};
 use support::http::Reply;
-use support::{Response, Setup, Stage, TOKEN};
+use support::{Response, Setup, Stage, TOKEN, eventually};
 
 const BASE: &str = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default";
 const REQUESTS: &str = "sysdig_container_net_http_request_count";
@@ -177,8 +178,8 @@ fn silence_is_zero_only_for_what_counts_changes_and_only_with_proof() {
     let (setup, _prometheus) = start(&samples, &[]);
     let reads = |setup: &Setup, rest: &str| refusal(&setup.read(&format!("{BASE}/{rest}")));
     let (_, word, message) = reads(&setup, "services/kuard/net.http.request.count");
-    assert_eq!(word, "no-data", "{message}");
-    assert!(message.contains("it sees 2 of its 3 ready pods"), "{message}");
+    assert_eq!(word, "partly-seen", "{message}");
+    assert!(message.contains("for Pod kuard-2 in namespace default"), "the pod that is not seen: {message}");
     samples.push(up(2));
     let (setup, _prometheus) = start(&samples, &[]);
     assert_eq!(value(&setup.read(&format!("{BASE}/services/kuard/net.http.request.count"))), "0");
@@ -229,7 +230,7 @@ fn every_error_of_sysdigs_has_its_word_and_a_part_of_an_answer_is_none() {
     let vector = |result: Value| json!({ "status": "success", "data": { "resultType": "vector", "result": result } });
     let mut cut = vector(json!([]));
     cut["warnings"] = json!(["result was truncated to 1000 series"]);
-    let part = |part: &str, value: &str| json!([{ "metric": { "sysdig_metrics_adapter": part, "kube_pod_name": "kuard-0" }, "value": [1, value] }]);
+    let part = |part: &str, value: &str| json!([{ "metric": { "sysdig_metrics_adapter": part, "kube_namespace_name": "default", "kube_pod_name": "kuard-0" }, "value": [1, value] }]);
     let error = |text: &str| json!({ "status": "error", "errorType": "bad_data", "error": text });
     let html = "<html>Sign in to this network</html>";
     let table = [
@@ -243,7 +244,6 @@ fn every_error_of_sysdigs_has_its_word_and_a_part_of_an_answer_is_none() {
         (Reply::text(404, "404 page not found"), "backend-rejected", "404 page not found"),
         (Reply::json(410, &error("gone")), "backend-rejected", "gone"),
         (Reply::json(422, &error("too many metrics")), "backend-rejected", "too many metrics"),
-        (Reply::json(429, &json!({ "type": "t", "message": "slow down", "details": [] })), "backend-rate-limited", ""),
         (Reply::json(500, &error("internal")), "backend-error", "internal"),
         (Reply::typed(502, "text/html", html), "backend-error", "Sign in"),
         (Reply::typed(200, "text/html", html), "backend-invalid-answer", "JSON"),
@@ -263,6 +263,7 @@ fn every_error_of_sysdigs_has_its_word_and_a_part_of_an_answer_is_none() {
         (Reply::json(200, &vector(part("value", "one"))), "not-finite", ""),
         (Reply::Reset, "backend-unreachable", ""),
         (Reply::Truncate, "backend-invalid-answer", ""),
+        (Reply::json(429, &json!({ "type": "t", "message": "slow down", "details": [] })), "backend-rate-limited", ""),
     ];
     for (reply, expected, says) in table {
         prometheus.reply(Some(reply.clone()));
@@ -271,7 +272,9 @@ fn every_error_of_sysdigs_has_its_word_and_a_part_of_an_answer_is_none() {
         assert!(message.contains(says) && !message.contains(TOKEN), "{reply:?}: {message}");
     }
     prometheus.reply(None);
-    assert_eq!(value(&setup.read(&format!("{BASE}/pods/kuard-0/queue_depth"))), "5");
+    let read = || setup.read(&format!("{BASE}/pods/kuard-0/queue_depth"));
+    eventually("the limit of the rate is over", Duration::from_secs(40), || read().status == 200);
+    assert_eq!(value(&read()), "5");
 }
 
 #[test]
@@ -288,7 +291,7 @@ fn the_backend_follows_the_metric_unless_it_is_chosen() {
     let (setup, _prometheus) = start(&world(), &[]);
     setup.adapter.wait_log("listening");
     let list = "/apis/custom.metrics.k8s.io/v1beta2";
-    support::eventually("discovery lists the names of PromQL", std::time::Duration::from_secs(10), || {
+    eventually("discovery lists the names of PromQL", Duration::from_secs(10), || {
         setup.read(list).json()["resources"].as_array().unwrap().iter().any(|it| it["name"] == "services/queue_depth")
     });
 }

@@ -136,7 +136,7 @@ fn a_sum_over_the_pods_is_what_an_average_value_divides() {
     let sum = format!("{BASE}/services/kuard/net.http.request.count?metricLabelSelector=sysdig/group-aggregation=sum");
     setup.sysdig.world().containers_of("default", "kuard").next().unwrap().labels.clear();
     let (code, word, message) = refusal(&setup.read(&sum));
-    assert_eq!((code, word.as_str()), (404, "no-data"), "{message}");
+    assert_eq!((code, word.as_str()), (404, "partly-seen"), "{message}");
     assert!(message.contains("2 of its 3 ready pods"), "a sum over a part would scale down: {message}");
     assert_eq!(value(&setup.read(&format!("{BASE}/services/kuard/net.http.request.count"))), "50");
 
@@ -163,7 +163,7 @@ fn an_idle_service_is_zero_only_with_proof() {
 
     setup.sysdig.world().containers_of("default", "kuard").next().unwrap().labels.clear();
     let (code, word, message) = refusal(&setup.read(&path));
-    assert_eq!((code, word.as_str()), (404, "no-data"), "{message}");
+    assert_eq!((code, word.as_str()), (404, "partly-seen"), "{message}");
     assert!(message.contains("2 of its 3 ready pods"), "{message}");
 
     setup.sysdig.world().remove_workload("default", "kuard");
@@ -207,10 +207,10 @@ fn what_does_not_exist_or_may_not_be_read_is_said_so() {
     let (_, word, message) = refusal(&setup.read(&format!("{BASE}/services/kuard/no.such.metric")));
     assert_eq!(word, "backend-rejected");
     assert!(message.contains("no.such.metric"), "Sysdig's own words: {message}");
-    setup.kubernetes.forbid("/api/v1/namespaces/default/services/kuard");
+    setup.kubernetes.forbid("/api/v1/namespaces/default/services");
     let (code, word, message) = refusal(&setup.read(&format!("{BASE}/services/kuard/net.http.request.count")));
     assert_eq!((code, word.as_str()), (503, "kubernetes-forbidden"));
-    assert!(message.contains("cannot get resource \\\"services\\\""), "the missing rule: {message}");
+    assert!(message.contains("cannot list resource \\\"services\\\""), "the missing rule: {message}");
 }
 
 #[test]

@@ -86,7 +86,9 @@ fn what_has_finished_or_has_no_samples_has_no_item() {
         let pod = format!("/api/v1/namespaces/default/pods/many-{index}");
         setup.kubernetes.object(&pod, json!({ "metadata": labels }));
     }
-    assert_eq!(word(&setup.read(&path)), (400, "invalid-request".to_owned()), "more than a page is refused");
+    let lists = setup.kubernetes.counter_of("/pods");
+    assert_eq!(word(&setup.read(&path)), (404, "no-data".to_owned()));
+    assert_eq!(setup.kubernetes.counter_of("/pods"), lists + 3, "objects are listed in pages of 500");
 }
 
 #[test]

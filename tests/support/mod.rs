@@ -92,6 +92,8 @@ impl Stage {
             ("KUBERNETES_SERVICE_PORT", self.kubernetes.port().to_string()),
             ("SERVICE_ACCOUNT_DIR", dir.clone()),
             ("TMPDIR", dir),
+            // Every read asks anew; what is remembered has tests of its own.
+            ("REFRESH_INTERVAL", "0s".to_owned()),
         ]
     }
 

@@ -10,7 +10,9 @@ use rcgen::{
 };
 use rustls::ServerConfig;
 use rustls::crypto::ring::default_provider;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
+use serde_json::Value;
+use sysdig_metrics_adapter::tls::decode_base64;
 
 use super::dir::replace;
 
@@ -141,6 +143,29 @@ impl Leaf {
     pub fn write(&self, dir: &Path) -> (PathBuf, PathBuf) {
         (replace(&dir.join("tls.crt"), self.cert_pem()), replace(&dir.join("tls.key"), self.key_pem()))
     }
+}
+
+/// What the adapter keeps in its Secret, `data`, as if two thirds of the certificate's life were over, and with
+/// `authority` two thirds of its authority's life too.
+pub fn due(data: &Value, authority: bool) -> Value {
+    let bytes = |name: &str| decode_base64(data[name].as_str().expect("the Secret is complete")).expect("base64");
+    let key = |name: &str| PrivateKeyDer::from_pem_slice(&bytes(name)).expect("a key in PEM");
+    let key = |name: &str| KeyPair::try_from(&key(name)).expect("a key of a known kind");
+    let mut params = ca_params("sysdig-metrics-adapter-ca");
+    params.not_before = date_time_ymd(1970, 1, 1) + days_from_now(-2640);
+    params.not_after = date_time_ymd(1970, 1, 1) + days_from_now(1010);
+    let issuer = CertifiedIssuer::self_signed(params, key("ca.key")).expect("a root is self-signed");
+    let names =
+        ["api.custom-metrics.svc", "api.custom-metrics.svc.cluster.local", "api.custom-metrics", "api", "localhost"];
+    let leaf = LeafOptions { sans: &names, server: true, not_before: -61, not_after: 29, ..LeafOptions::default() };
+    let leaf = leaf.params().signed_by(&key("tls.key"), &issuer).expect("a leaf is signed");
+    let encoded = |der: &CertificateDer<'_>| Value::from(base64(pem("CERTIFICATE", der).as_bytes()));
+    let mut due = data.clone();
+    due["tls.crt"] = encoded(leaf.der());
+    if authority {
+        due["ca.crt"] = encoded(issuer.der());
+    }
+    due
 }
 
 /// A server that shows `leaf` and asks for no client certificate.

@@ -1,5 +1,9 @@
 //! A real Prometheus (Debian's package) behind a front that plays Sysdig: its paths, its token, its limits and its faults.
-#![allow(unreachable_pub, reason = "a part of the tests, which are crates of their own")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a part of the tests, which are crates of their own and use a part of it"
+)]
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, TcpListener};
@@ -33,14 +37,19 @@ pub struct Samples {
 
 /// The server and its front; both end when dropped.
 pub struct Prometheus {
-    child: Child,
     front: HttpServer,
     shared: Arc<Mutex<Front>>,
+}
+
+/// The process; ends when dropped.
+struct Server {
+    child: Child,
+    base: String,
     _dir: TempDir,
 }
 
-#[derive(Default)]
 struct Front {
+    server: Arc<Server>,
     /// Method and decoded query of each question.
     queries: Vec<(String, String)>,
     /// Takes the place of every answer.
@@ -59,6 +68,39 @@ pub fn missing() -> Option<&'static str> {
 impl Prometheus {
     /// Serves these samples, ten minutes of them at 10 s, to those who show `token`.
     pub fn start(token: &str, samples: &[Samples]) -> Self {
+        let server = Arc::new(Server::start(samples));
+        let shared = Arc::new(Mutex::new(Front { server, queries: Vec::new(), reply: None }));
+        let front = HttpServer::start(None, {
+            let (shared, token) = (Arc::clone(&shared), format!("Bearer {token}"));
+            move |request| answer(request, &token, &shared)
+        });
+        Self { front, shared }
+    }
+
+    /// From now on these are the samples; what is being answered is answered out of those before.
+    pub fn replace(&self, samples: &[Samples]) {
+        let server = Arc::new(Server::start(samples));
+        let _before = std::mem::replace(&mut lock(&self.shared).server, server);
+    }
+
+    /// As in `SDC_ENDPOINT`.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.front.port())
+    }
+
+    /// Method and text of every query so far.
+    pub fn queries(&self) -> Vec<(String, String)> {
+        lock(&self.shared).queries.clone()
+    }
+
+    /// From now on this is the answer to everything; None for Prometheus' own.
+    pub fn reply(&self, reply: Option<Reply>) {
+        lock(&self.shared).reply = reply;
+    }
+}
+
+impl Server {
+    fn start(samples: &[Samples]) -> Self {
         let dir = TempDir::new();
         let data = dir.path().join("data");
         let file = dir.write("samples.txt", open_metrics(samples));
@@ -79,33 +121,14 @@ impl Prometheus {
             .stderr(log)
             .spawn()
             .expect("prometheus runs");
-        let base = format!("http://127.0.0.1:{port}");
-        eventually("Prometheus is ready", START, || ureq::get(format!("{base}/prometheus/-/ready")).call().is_ok());
-        let shared = Arc::new(Mutex::new(Front::default()));
-        let front = HttpServer::start(None, {
-            let (shared, token) = (Arc::clone(&shared), format!("Bearer {token}"));
-            move |request| answer(request, &base, &token, &shared)
-        });
-        Self { child, front, shared, _dir: dir }
-    }
-
-    /// As in `SDC_ENDPOINT`.
-    pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.front.port())
-    }
-
-    /// Method and text of every query so far.
-    pub fn queries(&self) -> Vec<(String, String)> {
-        lock(&self.shared).queries.clone()
-    }
-
-    /// From now on this is the answer to everything; None for Prometheus' own.
-    pub fn reply(&self, reply: Option<Reply>) {
-        lock(&self.shared).reply = reply;
+        let server = Self { child, base: format!("http://127.0.0.1:{port}"), _dir: dir };
+        let ready = format!("{}/prometheus/-/ready", server.base);
+        eventually("Prometheus is ready", START, || ureq::get(&ready).call().is_ok());
+        server
     }
 }
 
-impl Drop for Prometheus {
+impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -127,7 +150,7 @@ fn open_metrics(samples: &[Samples]) -> String {
     text + "# EOF\n"
 }
 
-fn answer(request: &Request, base: &str, token: &str, shared: &Mutex<Front>) -> Reply {
+fn answer(request: &Request, token: &str, shared: &Mutex<Front>) -> Reply {
     if request.header("Authorization") != Some(token) {
         let path = request.route();
         return Reply::json(401, &json!({ "timestamp": 1, "status": 401, "error": "Unauthorized", "path": path }));
@@ -156,9 +179,10 @@ fn answer(request: &Request, base: &str, token: &str, shared: &Mutex<Front>) -> 
     if let Some(reply) = &front.reply {
         return reply.clone();
     }
+    let server = Arc::clone(&front.server);
     drop(front);
     let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-    let url = format!("{base}{}", request.path);
+    let url = format!("{}{}", server.base, request.path);
     let answer = match request.method.as_str() {
         "POST" => agent.post(url).content_type("application/x-www-form-urlencoded").send(body),
         _ => agent.get(url).call(),

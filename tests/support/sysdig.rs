@@ -1,6 +1,7 @@
 //! A strict stand-in of Sysdig Monitor: its Data API and its catalogue of metrics.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use serde_json::{Value, json};
@@ -64,6 +65,7 @@ struct State {
     token: String,
     fault: Option<Fault>,
     held: usize,
+    latency: Duration,
     queries: Vec<Value>,
     refusals: Vec<Value>,
 }
@@ -114,6 +116,11 @@ impl Sysdig {
         self.shared.healed.notify_all();
     }
 
+    /// From now on every answer takes so long.
+    pub fn delay(&self, latency: Duration) {
+        lock(&self.shared.state).latency = latency;
+    }
+
     /// How many requests wait for the end of [`Fault::Hold`].
     pub fn held(&self) -> usize {
         lock(&self.shared.state).held
@@ -148,6 +155,7 @@ impl Drop for Sysdig {
 impl Shared {
     fn answer(&self, request: &Request) -> Reply {
         let fault = self.fault();
+        std::thread::sleep(lock(&self.state).latency);
         let reply = match &fault {
             Some(Fault::Body(text)) => Reply::typed(200, "application/json", text.as_str()),
             Some(Fault::Drip) => Reply::Drip,

@@ -1,0 +1,129 @@
+//! The documents say what the source says: their lists are compared with it, their examples are tried.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(file: &str) -> String {
+    let path = root().join(file);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn in_folder(folder: &str) -> Vec<PathBuf> {
+    let mut found: Vec<_> =
+        fs::read_dir(root().join(folder)).expect(folder).map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    found
+}
+
+fn name(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).expect("a name")
+}
+
+/// The documents: those of the root and those in docs.
+fn documents() -> Vec<PathBuf> {
+    let at_root = in_folder("").into_iter().chain(in_folder("docs"));
+    at_root.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
+}
+
+/// What stands behind `](` in running text, without what is an example.
+fn links(document: &str) -> Vec<&str> {
+    let text = document.split("```").step_by(2);
+    text.flat_map(|text| text.split("](").skip(1)).filter_map(|rest| rest.split(')').next()).collect()
+}
+
+/// The anchors of a document's headings, as GitHub makes them.
+fn anchors(document: &str) -> BTreeSet<String> {
+    let text = document.split("```").step_by(2);
+    let headings = text.flat_map(str::lines).filter(|line| line.starts_with('#'));
+    let kept = |c: &char| c.is_alphanumeric() || "-_ ".contains(*c);
+    let anchor = |line: &str| line.trim_start_matches('#').trim().to_lowercase().chars().filter(kept).collect();
+    headings.map(anchor).map(|text: String| text.replace(' ', "-")).collect()
+}
+
+/// The rows of the table of refusals: `NoData = 404 "NotFound" "no-data",`.
+fn reasons_in_the_source() -> Vec<(String, String)> {
+    let source = read("src/error.rs");
+    let table = source.split_once("\nreasons! {").expect("the table").1.split_once("\n}").expect("its end").0;
+    let rows = table.lines().filter_map(|line| line.split_once(" = "));
+    rows.map(|(_, row)| {
+        let (code, rest) = row.split_once(' ').expect(row);
+        let word = rest.trim_end_matches("\",").rsplit_once('"').expect(row).1;
+        (word.to_owned(), code.to_owned())
+    })
+    .collect()
+}
+
+#[test]
+fn the_reasons_are_those_of_the_source_in_its_order() {
+    let document = read("docs/reasons.md");
+    let rows = document.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+    let documented: Vec<(String, String)> =
+        rows.map(|(word, rest)| (word.to_owned(), rest.split_once(' ').expect(rest).0.to_owned())).collect();
+    let expected = reasons_in_the_source();
+    assert!(expected.len() > 20, "{expected:?}");
+    assert_eq!(documented, expected);
+}
+
+#[test]
+fn every_setting_is_in_the_readme() {
+    let (source, readme) = (read("src/config.rs"), read("README.md"));
+    let source = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let is_name =
+        |text: &&str| text.contains('_') && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+    let quoted = source.lines().flat_map(|line| line.split('"').skip(1).step_by(2));
+    let names: BTreeSet<&str> = quoted.filter(is_name).collect();
+    assert!(names.len() > 20, "{names:?}");
+    let table: Vec<&str> = readme.lines().filter(|line| line.starts_with("| `")).collect();
+    for name in names {
+        assert!(table.iter().any(|row| row.contains(&format!("`{name}`"))), "{name} has no row");
+    }
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut count = 0;
+    for path in documents() {
+        let document = fs::read_to_string(&path).unwrap();
+        for link in links(&document).into_iter().filter(|link| !link.contains("://")) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { path.clone() } else { path.with_file_name(file) };
+            assert!(target.exists(), "{}: {link}", path.display());
+            let known = anchor.is_empty() || anchors(&fs::read_to_string(&target).unwrap()).contains(anchor);
+            assert!(known, "{}: {link} names no heading", path.display());
+            count += 1;
+        }
+    }
+    assert!(count > 40, "{count}");
+}
+
+#[test]
+fn every_component_is_in_the_readme() {
+    let readme = read("README.md");
+    let components = in_folder("manifests/components");
+    assert!(components.len() > 2, "{components:?}");
+    for component in components {
+        let row = format!("\n| `{}` | ", name(&component));
+        assert!(readme.contains(&row), "{} has no row", component.display());
+    }
+}
+
+#[test]
+fn every_file_of_the_source_is_on_the_map() {
+    let document = read("ARCHITECTURE.md");
+    let map = document.split_once("\n## Code map\n").expect("the map").1.split("\n## ").next().unwrap_or_default();
+    let rows = map.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let named: BTreeSet<&str> = rows.flat_map(|row| row.split('`')).filter(|name| name.contains('.')).collect();
+    let files = in_folder("src");
+    for file in files.iter().map(|path| name(path)) {
+        let kind = if file.starts_with("openapi-") { "openapi-*.json" } else { file };
+        assert!(named.contains(kind), "{file} is not on the map");
+    }
+    for name in named.iter().filter(|name| !name.contains('*')) {
+        assert!(root().join("src").join(name).exists(), "{name} is not there");
+    }
+}
