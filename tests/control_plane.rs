@@ -4,28 +4,25 @@
 //! printed as they pass: `cargo test --test control_plane -- --nocapture`.
 #![expect(clippy::print_stderr, reason = "the steps are shown to who runs this by hand")]
 
+#[path = "control_plane/load.rs"]
+mod load;
+#[path = "support/prometheus.rs"]
+mod prometheus;
 mod support;
+#[path = "control_plane/trust.rs"]
+mod trust;
 
 use std::io::Write;
-use std::panic::{self, AssertUnwindSafe};
-use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use load::{Backend, What, autoscaler, object};
 use serde_json::{Value, json};
 use support::adapter::Adapter;
-use support::clock::poll;
 use support::control_plane::{ControlPlane, assets, free_port, repository};
-use support::dir::replace;
 use support::sysdig::{Fault, Sysdig};
 use support::wire::{Parties, replay_reference, replay_requests};
-use support::{Ca, Client, FRONT_PROXY, HPA, HPA_GROUPS, LeafOptions, METRIC, READ};
-
-const TOKEN: &str = "test-token";
-
-/// The ConfigMap that says whose certificate speaks for users.
-const TRUST: &str = "extension-apiserver-authentication";
+use support::{CLUSTER, Ca, Client, METRIC, READ, TOKEN};
 
 /// What the walk-through shows for `kubectl apply -f 01-sysdig-metrics-rbac.yml`, in its order.
 const WALK_THROUGH_OBJECTS: [&str; 10] = [
@@ -41,71 +38,133 @@ const WALK_THROUGH_OBJECTS: [&str; 10] = [
     "apiservice.apiregistration.k8s.io/v1beta1.custom.metrics.k8s.io created",
 ];
 
+/// What the component `external-metrics` registers.
+const EXTERNAL_OBJECTS: [&str; 5] = [
+    "apiservice.apiregistration.k8s.io/v1beta1.external.metrics.k8s.io created",
+    "clusterrole.rbac.authorization.k8s.io/external-metrics-cabundle created",
+    "clusterrolebinding.rbac.authorization.k8s.io/external-metrics-cabundle created",
+    "clusterrole.rbac.authorization.k8s.io/external-metrics-getter created",
+    "clusterrolebinding.rbac.authorization.k8s.io/hpa-external-metrics-getter created",
+];
+
+/// What an autoscaler says of itself that knows how many replicas it wants.
+const SCALES: &str = "the HPA was able to successfully calculate a replica count";
+
+const EXTERNAL: &str = "components/external-metrics/external-metrics.yml";
+const EXTERNAL_API: &str = "/apis/external.metrics.k8s.io/v1beta1";
+
+/// What is set besides the address of everything. Readings are refreshed as often as the autoscaler asks here, so that
+/// a changed load shows at once; and an outage is not waited for longer than it must.
+const REMEMBERING: [(&str, &str); 2] = [("REFRESH_INTERVAL", "1s"), ("MAX_AGE", "60s")];
+/// Every read asks Sysdig, so that every failure shows at once.
+const FORGETFUL: [(&str, &str); 1] = [("REFRESH_INTERVAL", "0s")];
+
 struct Stage {
     plane: ControlPlane,
     sysdig: Sysdig,
+    backend: Backend,
     port: u16,
+    /// The APIServices there are.
+    slots: Vec<&'static str>,
     adapter: Option<Adapter>,
+    /// Since when the API server has no reason to complain about us, and how long its log was then.
+    quiet: (Instant, usize),
 }
 
 #[test]
 fn the_walk_through_and_the_failures_users_fear() {
     let assets = match assets() {
         Ok(assets) => assets,
-        Err(skipped) => {
-            // Not by eprintln!, which a test that passes keeps for itself.
-            let _ = writeln!(std::io::stderr(), "{skipped}");
-            return;
-        }
+        Err(skipped) => return skip(&skipped),
     };
     let started = Instant::now();
-    let mut stage =
-        Stage { plane: ControlPlane::start(assets), sysdig: Sysdig::start(TOKEN), port: free_port(), adapter: None };
+    let mut stage = Stage {
+        plane: ControlPlane::start(assets),
+        sysdig: Sysdig::start(TOKEN),
+        backend: Backend::Data,
+        port: free_port(),
+        slots: vec!["v1beta1.custom.metrics.k8s.io", "v1beta2.custom.metrics.k8s.io"],
+        adapter: None,
+        quiet: (started, 0),
+    };
     step("version", || eprintln!("  {}", stage.plane.run(&["version"]).lines().last().unwrap_or_default()));
     step("the target and the registration", || stage.install());
-    stage.start_adapter();
-    let (quiet_since, quiet_from) = (Instant::now(), stage.plane.log("kube-apiserver").len());
+    stage.start_adapter(&REMEMBERING);
     step("the first read", || stage.first_read());
     step("discovery through the API server", || stage.discovery());
     step("what was captured, and what a reference answers", || stage.contract());
     let by_service = std::fs::read_to_string(repository("manifests/03-kuard-hpa.yml")).unwrap();
-    step("an HPA on the Service", || stage.closed_loop(&by_service));
-    let object = |[kind, version, name]: [&str; 3], metric: &Value, target: &Value| {
-        let described = json!({ "kind": kind, "apiVersion": version, "name": name });
-        json!({ "type": "Object", "object": { "describedObject": described, "metric": metric, "target": target } })
-    };
-    let hpa = |metric: Value| {
-        json!({
-            "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
-            "metadata": { "name": "kuard-autoscaler", "namespace": "default" },
-            "spec": {
-                "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": "kuard" },
-                "minReplicas": 3, "maxReplicas": 10,
-                "metrics": [metric],
-            },
-        })
-        .to_string()
-    };
+    step("an HPA on the Service", || stage.closed_loop(&by_service, What::Requests));
     let (average, each) = (json!({ "name": METRIC }), json!({ "type": "Value", "value": "4" }));
     let sum = json!({ "name": METRIC, "selector": { "matchLabels": { "sysdig/group-aggregation": "sum" } } });
     let divided = json!({ "type": "AverageValue", "averageValue": "4" });
-    for (name, metric) in [
-        ("the legacy name", object(["Service", "v1", "deployment;kuard"], &average, &each)),
-        ("the Deployment", object(["Deployment", "apps/v1", "kuard"], &average, &each)),
-        ("the Service, dividing a sum by itself", object(["Service", "v1", "kuard"], &sum, &divided)),
-        ("its own pods", json!({ "type": "Pods", "pods": { "metric": average, "target": divided } })),
+    let selected = json!({ "name": METRIC, "selector": { "matchExpressions": [
+        { "key": "container.name", "operator": "In", "values": ["kuard", "web"] },
+        { "key": "kubernetes.workload.type", "operator": "NotIn", "values": ["job", "daemonset"] },
+        { "key": "kubernetes.deployment.name", "operator": "Exists" },
+        { "key": "kubernetes.statefulSet.name", "operator": "DoesNotExist" },
+    ] } });
+    let pods = json!({ "type": "Pods", "pods": { "metric": average, "target": divided } });
+    for (name, metric, what) in [
+        ("the legacy name", object(["Service", "v1", "deployment;kuard"], &average, &each), What::Requests),
+        ("the Deployment", object(["Deployment", "apps/v1", "kuard"], &average, &each), What::Requests),
+        ("the Service, dividing a sum by itself", object(["Service", "v1", "kuard"], &sum, &divided), What::Requests),
+        ("its own pods", pods.clone(), What::Requests),
+        (
+            "the Service's own containers, by expressions",
+            object(["Service", "v1", "kuard"], &selected, &each),
+            What::RequestsBehindProxies,
+        ),
     ] {
-        step(&format!("an HPA on {name}"), || stage.closed_loop(&hpa(metric)));
+        step(&format!("an HPA on {name}"), || stage.closed_loop(&autoscaler(&metric), what));
     }
-    step("what users fear", || stage.failures(&by_service));
     step("who may read", || stage.authorization());
     step("tokens, authorities and certificates change under load", || stage.rotations());
+    step("an outage is felt once the last value is too old", || stage.outage(&by_service));
     step("three minutes without an error about us in the API server's log", || {
-        stage.quiet_log(quiet_since, quiet_from);
+        stage.assert_quiet(Duration::from_secs(180));
     });
     step("the adapter is killed and started again", || stage.restart());
+    step("what users fear", || stage.failures());
+    stage.assert_quiet(Duration::ZERO);
+    step("external metrics are registered", || stage.register_external());
+    let external = |name: &str| json!({ "type": "External", "external": { "metric": queue(name), "target": divided } });
+    let by_queue = external(stage.backend.queue());
+    step("an HPA on an external metric", || stage.closed_loop(&autoscaler(&by_queue), What::Queue));
+    stage.assert_quiet(Duration::from_secs(70));
+    match prometheus::missing() {
+        Some(skipped) => skip(skipped),
+        None => {
+            step("the adapter asks in PromQL", || stage.ask_in_promql());
+            let by_queue = external(stage.backend.queue());
+            for (name, hpa, what) in [
+                ("the Service", by_service, What::Requests),
+                ("its own pods", autoscaler(&pods), What::Requests),
+                ("an external metric", autoscaler(&by_queue), What::Queue),
+            ] {
+                step(&format!("in PromQL, an HPA on {name}"), || stage.closed_loop(&hpa, what));
+            }
+            stage.assert_quiet(Duration::ZERO);
+        }
+    }
     step("uninstalling", || stage.uninstall());
     eprintln!("all of it: {:.0} s", started.elapsed().as_secs_f64());
+}
+
+/// Says so to whoever runs this; not by eprintln!, which a test that passes keeps for itself.
+fn skip(why: &str) {
+    let _ = writeln!(std::io::stderr(), "{why}");
+}
+
+/// The queue `mail` without its zone `c`.
+fn queue(name: &str) -> Value {
+    json!({ "name": name, "selector": {
+        "matchLabels": { "queue": "mail", "sysdig/group-aggregation": "sum" },
+        "matchExpressions": [
+            { "key": "zone", "operator": "NotIn", "values": ["c", "d"] },
+            { "key": "zone", "operator": "Exists" },
+        ],
+    } })
 }
 
 fn step(name: &str, work: impl FnOnce()) {
@@ -125,7 +184,7 @@ impl Stage {
         let applied = self.manifest("00-kuard.yml");
         assert_eq!(applied.lines().collect::<Vec<_>>(), ["deployment.apps/kuard created", "service/kuard created"]);
         plane.until("three pods", || {
-            plane.run_pods("default");
+            plane.run_pods(&plane.json(&["get", "pods", "-o", "json"]));
             plane.json(&["get", "deployment", "kuard", "-o", "json"])["status"]["readyReplicas"] == 3
         });
         let applied = self.manifest("01-sysdig-metrics-rbac.yml");
@@ -163,58 +222,42 @@ impl Stage {
             "-p",
             &service.to_string(),
         ]);
-        let slot = json!({ "spec": { "service": { "port": port } } }).to_string();
-        for version in ["v1beta1", "v1beta2"] {
-            let name = format!("{version}.custom.metrics.k8s.io");
-            self.plane.run(&["patch", "apiservice", &name, "--type=merge", "-p", &slot]);
-        }
+        self.slots.iter().for_each(|name| self.lead_here(name));
     }
 
-    fn start_adapter(&mut self) {
+    fn lead_here(&self, slot: &str) {
+        let patch = json!({ "spec": { "service": { "port": self.port } } }).to_string();
+        self.plane.run(&["patch", "apiservice", slot, "--type=merge", "-p", &patch]);
+    }
+
+    fn start_adapter(&mut self, settings: &[(&'static str, &str)]) {
+        self.adapter = None;
         let directory = self.plane.service_account_dir("custom-metrics", "custom-metrics-apiserver");
-        let environment = [
+        let endpoint = match &self.backend {
+            Backend::Data => self.sysdig.url(),
+            Backend::PromQl(prometheus, _) => prometheus.url(),
+        };
+        let mut environment = vec![
             ("LISTEN_ADDR", format!("127.0.0.1:{}", self.port)),
             ("KUBERNETES_SERVICE_HOST", "127.0.0.1".to_owned()),
             ("KUBERNETES_SERVICE_PORT", self.plane.port.to_string()),
             ("SERVICE_ACCOUNT_DIR", directory.display().to_string()),
-            ("SDC_ENDPOINT", self.sysdig.url()),
+            ("SDC_ENDPOINT", endpoint),
             ("SDC_TOKEN", TOKEN.to_owned()),
             ("SDC_TIMEOUT", "1s".to_owned()),
-            ("CLUSTER_NAME", "demo".to_owned()),
+            ("CLUSTER_NAME", CLUSTER.to_owned()),
         ];
+        environment.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
         let command = Command::new(env!("CARGO_BIN_EXE_sysdig-metrics-adapter"));
         self.adapter = Some(Adapter::start(command, &environment));
-        self.available();
-    }
-
-    fn available(&self) {
-        for version in ["v1beta1", "v1beta2"] {
-            let condition = format!("{version}.custom.metrics.k8s.io is available");
-            self.plane.until(&condition, || {
-                let name = format!("{version}.custom.metrics.k8s.io");
-                let slot = self.plane.json(&["get", "apiservice", &name, "-o", "json"]);
+        for slot in &self.slots {
+            self.plane.until(&format!("{slot} is available"), || {
+                let slot = self.plane.json(&["get", "apiservice", slot, "-o", "json"]);
                 let conditions = slot["status"]["conditions"].as_array().cloned().unwrap_or_default();
                 conditions.iter().any(|it| it["type"] == "Available" && it["status"] == "True")
             });
         }
-    }
-
-    /// `total` requests per second over the pods there are, as Sysdig sees it.
-    fn load(&self, total: f64) -> usize {
-        self.plane.run_pods("default");
-        let pods = self.plane.json(&["get", "pods", "-l", "app=kuard", "-o", "json"]);
-        let count = pods["items"].as_array().unwrap().len();
-        let mut world = self.sysdig.world();
-        world.containers.clear();
-        world.deployment("demo", "default", "other", Some("other"), 1, &[(METRIC, 1.0)]);
-        let metrics = [(METRIC, total / count.max(1) as f64)];
-        let metrics = if total > 0.0 { &metrics[..] } else { &[] };
-        world.deployment("demo", "default", "kuard", Some("kuard"), count, metrics);
-        let names = pods["items"].as_array().unwrap().iter().map(|pod| pod["metadata"]["name"].as_str().unwrap());
-        for (container, name) in world.containers_of("default", "kuard").zip(names) {
-            container.labels.insert("kubernetes.pod.name".to_owned(), name.to_owned());
-        }
-        count
+        self.quiet = (Instant::now(), self.plane.log("kube-apiserver").len());
     }
 
     fn first_read(&self) {
@@ -228,7 +271,9 @@ impl Stage {
         assert_eq!((&item["describedObject"], &item["metricName"]), (&object, &json!(METRIC)));
         assert_eq!(item["value"], "0", "an idle service is 0");
         self.load(20.25);
-        assert_eq!(self.plane.json(&["get", "--raw", READ])["items"][0]["value"], "6750m");
+        self.plane.until("what has changed is read", || {
+            self.plane.json(&["get", "--raw", READ])["items"][0]["value"] == "6750m"
+        });
     }
 
     fn discovery(&self) {
@@ -254,11 +299,6 @@ impl Stage {
         }
     }
 
-    /// As the API server would; the adapter itself answers.
-    fn aggregator(&self, ca: &Ca) -> Client {
-        Client::new(self.port, Some(&ca.issue_client(FRONT_PROXY, &[])))
-    }
-
     fn contract(&self) {
         let plane = &self.plane;
         self.load(24.0);
@@ -280,49 +320,29 @@ impl Stage {
         eprintln!("  {captured} captured requests answered, {compared} cases of the reference compared");
     }
 
-    fn replicas(&self) -> u64 {
-        self.plane.json(&["get", "deployment", "kuard", "-o", "json"])["spec"]["replicas"].as_u64().unwrap()
-    }
-
-    /// Applies the load until the Deployment has `wanted` replicas, and then for some syncs more.
-    fn settle(&self, total: f64, wanted: u64) {
-        self.plane.until(&format!("{total} requests/s are {wanted} replicas"), || {
-            self.load(total);
-            self.replicas() == wanted
-        });
-        let steady = Instant::now();
-        while steady.elapsed() < Duration::from_secs(4) {
-            self.load(total);
-            assert_eq!(self.replicas(), wanted, "{}", self.describe());
-        }
-        eprintln!("  {}", self.plane.run(&["get", "hpa", "kuard-autoscaler", "--no-headers"]).trim());
-    }
-
-    fn closed_loop(&self, hpa: &str) {
-        self.load(0.0);
-        assert!(self.plane.apply(hpa).contains("horizontalpodautoscaler.autoscaling/kuard-autoscaler created"));
-        self.settle(24.0, 6);
-        self.settle(40.0, 10);
-        self.settle(0.0, 3);
-        self.plane.run(&["delete", "hpa", "kuard-autoscaler"]);
-    }
-
-    fn describe(&self) -> String {
-        self.plane.run(&["describe", "hpa", "kuard-autoscaler"])
-    }
-
-    fn until_described(&self, words: &str) {
-        let found = poll(Duration::from_secs(30), || {
-            let hpa = self.plane.json(&["get", "hpa", "kuard-autoscaler", "-o", "json"]);
-            let conditions = hpa["status"]["conditions"].as_array().cloned().unwrap_or_default();
-            conditions.iter().any(|it| it["message"].as_str().is_some_and(|text| text.contains(words))).then_some(())
-        });
-        assert!(found.is_some(), "{words:?} is not in\n{}", self.describe());
-    }
-
-    fn failures(&self, hpa: &str) {
+    /// The autoscaler notices nothing for as long as the last value may be served, and holds then.
+    fn outage(&self, hpa: &str) {
         self.plane.apply(hpa);
         self.settle(24.0, 6);
+        self.sysdig.fail(Fault::Status(500));
+        self.plane.until("the last value is too old", || {
+            assert_eq!(self.replicas(), 6);
+            let conditions = self.conditions();
+            // MAX_AGE is 60 s.
+            let is_late = |it: &String| it.contains("Sysdig fails") && it.contains("the last value is 6");
+            assert!(
+                conditions.iter().any(|it| is_late(it) || it.contains(SCALES)),
+                "a value that is not too old stands in: {conditions:?}"
+            );
+            conditions.iter().any(is_late)
+        });
+        self.sysdig.heal();
+        self.until_described(SCALES);
+        assert_eq!(self.replicas(), 6);
+    }
+
+    fn failures(&self) {
+        assert_eq!(self.replicas(), 6);
         let table = [
             (Fault::Empty, "is CLUSTER_NAME the name that Sysdig shows"),
             (Fault::Status(500), "Sysdig fails"),
@@ -343,6 +363,7 @@ impl Stage {
             self.sysdig.heal();
             eprintln!("  {name}: {words:?}, 6 replicas");
         }
+        self.partly_seen();
         self.sysdig.set_token("another");
         self.until_described("renew Secret sysdig-api");
         let resources = self.plane.kubectl(&["api-resources"]);
@@ -350,8 +371,24 @@ impl Stage {
         self.namespace_comes_and_goes("while-sysdig-is-down");
         assert_eq!(self.replicas(), 6);
         self.sysdig.set_token(TOKEN);
-        self.until_described("the HPA was able to successfully calculate a replica count");
+        self.until_described(SCALES);
         assert_eq!(self.replicas(), 6);
+        self.plane.run(&["delete", "hpa", "kuard-autoscaler"]);
+    }
+
+    /// Silence is no idleness while one of the Service's pods is not seen at all.
+    fn partly_seen(&self) {
+        {
+            let mut world = self.sysdig.world();
+            world.unset("default", "kuard", METRIC);
+            let last = world.containers.iter().rposition(|it| it.label("container.name") == Some("kuard")).unwrap();
+            world.containers.remove(last);
+        }
+        self.until_described("it sees 5 of its 6 ready pods");
+        assert_eq!(self.replicas(), 6);
+        self.load(24.0);
+        self.until_described(SCALES);
+        eprintln!("  a pod is not seen: 6 replicas");
     }
 
     fn namespace_comes_and_goes(&self, name: &str) {
@@ -359,148 +396,103 @@ impl Stage {
         self.plane.run(&["delete", "namespace", name, "--timeout=60s"]);
     }
 
+    /// With the autoscaler that there is.
     fn restart(&mut self) {
         self.adapter = None;
         self.until_described("unable to");
         assert_eq!(self.replicas(), 6);
-        self.start_adapter();
-        self.until_described("the HPA was able to successfully calculate a replica count");
+        self.start_adapter(&FORGETFUL);
+        self.until_described(SCALES);
         assert_eq!(self.replicas(), 6);
-        self.plane.run(&["delete", "hpa", "kuard-autoscaler"]);
     }
 
-    fn authorization(&self) {
+    /// What the component holds, and its variable; there is no pod here that would have it.
+    fn register_external(&mut self) {
+        let kustomization = repository("manifests/components/external-metrics/kustomization.yaml");
+        let kustomization = std::fs::read_to_string(kustomization).unwrap();
+        assert!(kustomization.contains("- name: EXTERNAL_METRICS\n                    value: \"true\"\n"));
+        let applied = self.manifest(EXTERNAL);
+        assert_eq!(applied.lines().collect::<Vec<_>>(), EXTERNAL_OBJECTS);
+        let slot = "v1beta1.external.metrics.k8s.io";
+        self.lead_here(slot);
+        self.slots.push(slot);
+        self.start_adapter(&[&REMEMBERING[..], &[("EXTERNAL_METRICS", "true")]].concat());
         let plane = &self.plane;
-        let refused = plane.refused(&["get", "--raw", READ, "--as=joe"]);
-        assert!(refused.contains("forbidden") && refused.contains("joe"), "{refused}");
-        plane.run(&["create", "clusterrolebinding", "joe-reads", "--clusterrole=custom-metrics-getter", "--user=joe"]);
-        plane.until("joe may read once he is bound", || {
-            plane.kubectl(&["get", "--raw", READ, "--as=joe"]).status.success()
+        let slot = plane.json(&["get", "apiservice", slot, "-o", "json"]);
+        let kept = plane.json(&[
+            "get",
+            "secret",
+            "custom-metrics-apiserver-certificate",
+            "-n",
+            "custom-metrics",
+            "-o",
+            "json",
+        ]);
+        assert!(slot["spec"]["caBundle"].is_string(), "{slot}");
+        assert_eq!(slot["spec"]["caBundle"], kept["data"]["ca.crt"], "the adapter writes its authority there");
+        plane.until("kubectl api-versions lists it", || {
+            plane.run(&["api-versions"]).lines().any(|line| line == "external.metrics.k8s.io/v1beta1")
         });
-        let team = ["get", "--raw", READ, "--as=josé", "--as-group=Équipe"];
-        assert!(plane.refused(&team).contains("josé"));
-        plane.run(&["create", "clusterrolebinding", "team", "--clusterrole=custom-metrics-getter", "--group=Équipe"]);
-        plane.until("josé may read as one of his group", || plane.kubectl(&team).status.success());
-    }
-
-    /// Reads all the time, through the API server, while everything that proves who is who is replaced.
-    fn rotations(&mut self) {
-        let (ca, admin) = (
-            self.plane.ca.pem(),
-            self.plane.ca.issue(LeafOptions {
-                cn: "admin",
-                orgs: &["system:masters"],
-                client: true,
-                ..LeafOptions::default()
-            }),
-        );
-        let reader = Client::trusting(self.plane.port, &ca, "localhost", Some(&admin));
-        let end = AtomicBool::new(false);
-        self.load(24.0);
-        std::thread::scope(|scope| {
-            let reading = scope.spawn(|| {
-                let (mut answered, mut failed) = (0, Vec::new());
-                while !end.load(Ordering::Relaxed) {
-                    match reader.try_request("GET", READ, &[]) {
-                        Ok(response) if response.status == 200 => answered += 1,
-                        Ok(response) => failed.push(response.text()),
-                        Err(error) => failed.push(error.to_string()),
-                    }
-                }
-                (answered, failed)
-            });
-            let rotated = panic::catch_unwind(AssertUnwindSafe(|| {
-                self.rotate_token();
-                self.rotate_front_proxy();
-                self.rotate_serving_certificate();
-            }));
-            end.store(true, Ordering::Relaxed);
-            let (answered, failed) = reading.join().unwrap();
-            rotated.unwrap_or_else(|cause| panic::resume_unwind(cause));
-            assert!(failed.is_empty(), "{} failed beside {answered}: {}", failed.len(), failed[0]);
-            eprintln!("  {answered} reads through the API server meanwhile, none failed");
+        let resources = plane.kubectl(&["api-resources"]);
+        assert!(resources.status.success() && resources.stderr.is_empty(), "{resources:?}");
+        plane.until("its OpenAPI document is passed on", || {
+            plane.kubectl(&["get", "--raw", &format!("/openapi/v3{EXTERNAL_API}")]).status.success()
         });
-    }
-
-    fn rotate_token(&mut self) {
-        self.plane.service_account_dir("custom-metrics", "custom-metrics-apiserver");
-        // The API server remembers a good token for ten seconds.
-        std::thread::sleep(Duration::from_secs(11));
-        let before = self.plane.json(&["get", "--raw", READ]);
-        assert_eq!(before["items"][0]["metricName"], METRIC);
-    }
-
-    fn rotate_front_proxy(&mut self) {
-        let plane = &self.plane;
-        let (old, new) = (&plane.front_proxy_ca, Ca::new("next-front-proxy-ca"));
-        let published = |what: &str, ca: &str| {
-            plane.until(what, || {
-                let map = ["get", "configmap", TRUST, "-n", "kube-system", "-o", "json"];
-                let map = plane.json(&map);
-                map["data"]["requestheader-client-ca-file"].as_str().is_some_and(|it| it.trim() == ca.trim())
-            });
-        };
-        let trusted = |ca: &Ca| self.aggregator(ca).get_as(HPA, &HPA_GROUPS, "/apis").status == 200;
-        assert!(trusted(old) && !trusted(&new));
-        let both = old.pem() + &new.pem();
-        let file = Path::new(plane.dir.path());
-        replace(&file.join("front-proxy-ca.crt"), &both);
-        published("both front-proxy authorities are published", &both);
-        plane.until("both front-proxy authorities are trusted", || trusted(old) && trusted(&new));
-        let loaded =
-            || plane.log("kube-apiserver").matches(r#""Loaded a new cert/key pair" name="aggregator-proxy"#).count();
-        let before = loaded();
-        let leaf = new.issue_client(FRONT_PROXY, &[]);
-        replace(&file.join("front-proxy.key"), leaf.key_pem());
-        replace(&file.join("front-proxy.crt"), leaf.cert_pem());
-        plane.until("the API server has its new certificate", || loaded() > before);
-        // It does not say when each of its proxies has taken it.
-        std::thread::sleep(Duration::from_secs(3));
-        replace(&file.join("front-proxy-ca.crt"), new.pem());
-        // The API server itself adds to the ConfigMap and takes nothing away.
-        let patch = json!({ "data": { "requestheader-client-ca-file": new.pem() } }).to_string();
-        plane.run(&["patch", "configmap", TRUST, "-n", "kube-system", "--type=merge", "-p", &patch]);
-        published("only the new front-proxy authority is published", &new.pem());
-        plane.until("the old front-proxy authority is not trusted any more", || !trusted(old) && trusted(&new));
-        self.plane.front_proxy_ca = new;
-    }
-
-    /// As if two thirds of its life were over, first of the certificate, then of its authority too.
-    fn rotate_serving_certificate(&self) {
-        let plane = &self.plane;
-        let secret = ["secret", "custom-metrics-apiserver-certificate", "-n", "custom-metrics"];
-        for (due, what) in
-            [(r#"{"renew":"MQ=="}"#, "certificate"), (r#"{"renew":"MQ==","renew-ca":"MQ=="}"#, "authority")]
-        {
-            let shown = || Client::new(self.port, None).connect().server_chain();
-            let before = shown();
-            let patch = format!(r#"{{"data":{due}}}"#);
-            plane.run(&[&["patch"], &secret[..], &["--type=merge", "-p", &patch]].concat());
-            plane.until(&format!("the adapter serves with a new {what}"), || shown() != before);
+        self.load_of(What::Queue, 24.0);
+        let metric = format!("{EXTERNAL_API}/namespaces/default/{}", self.backend.queue());
+        let table = [
+            ("?labelSelector=queue%3Dprint", "1k"),
+            ("?labelSelector=queue%3Dmail%2Czone+in+%28a%2Cb%29%2Csysdig%2Fgroup-aggregation%3Dsum", "24"),
+            ("?labelSelector=queue%3Dmail%2Czone+notin+%28c%29", "12"),
+        ];
+        for (selector, value) in table {
+            let list = plane.json(&["get", "--raw", &format!("{metric}{selector}")]);
+            assert_eq!(list["kind"], "ExternalMetricValueList");
+            assert_eq!(list["items"].as_array().map(Vec::len), Some(1), "{list}");
+            assert_eq!(
+                (&list["items"][0]["metricName"], &list["items"][0]["value"]),
+                (&json!(self.backend.queue()), &json!(value)),
+                "{selector}"
+            );
         }
+        let refused = plane.refused(&["get", "--raw", &format!("{metric}?labelSelector=queue%3Dnone")]);
+        assert!(refused.contains("NotFound") && refused.contains("has no sample of"), "{refused}");
+        // Whoever may read custom metrics may not read these.
+        let refused = plane.refused(&["get", "--raw", &metric, "--as=joe"]);
+        assert!(refused.contains("forbidden") && refused.contains("external.metrics.k8s.io"), "{refused}");
+        self.namespace_comes_and_goes("with-external-metrics");
     }
 
-    fn quiet_log(&self, since: Instant, from: usize) {
-        std::thread::sleep(Duration::from_secs(180).saturating_sub(since.elapsed()));
+    fn ask_in_promql(&mut self) {
+        self.backend = Backend::prometheus();
+        self.load(24.0);
+        let settings = [("EXTERNAL_METRICS", "true"), ("SDC_BACKEND", "promql")];
+        self.start_adapter(&[&REMEMBERING[..], &settings].concat());
+        assert_eq!(self.plane.json(&["get", "--raw", READ])["items"][0]["value"], "8");
+    }
+
+    /// That the API server has had no reason to complain about us since the adapter is there, and over such a time.
+    fn assert_quiet(&self, time: Duration) {
+        std::thread::sleep(time.saturating_sub(self.quiet.0.elapsed()));
         let log = self.plane.log("kube-apiserver");
         let about_us = |line: &&str| line.starts_with('E') && line.contains("metrics.k8s.io");
-        let errors: Vec<&str> = log[from..].lines().filter(about_us).collect();
+        let errors: Vec<&str> = log[self.quiet.1..].lines().filter(about_us).collect();
         assert!(errors.is_empty(), "{}", errors.join("\n"));
     }
 
     fn uninstall(&mut self) {
         self.namespace_comes_and_goes("before");
-        let slots = ["v1beta1.custom.metrics.k8s.io", "v1beta2.custom.metrics.k8s.io"];
-        self.plane.run(&["delete", "apiservice", slots[0], slots[1]]);
+        self.plane.run(&[&["delete", "apiservice"], &self.slots[..]].concat());
         self.namespace_comes_and_goes("without-slots");
         self.adapter = None;
-        for name in ["02-sysdig-metrics-server.yml", "01-sysdig-metrics-rbac.yml", "00-kuard.yml"] {
+        for name in [EXTERNAL, "02-sysdig-metrics-server.yml", "01-sysdig-metrics-rbac.yml", "00-kuard.yml"] {
             let file = repository("manifests").join(name).display().to_string();
             self.plane.run(&["delete", "-f", &file, "--ignore-not-found", "--timeout=60s"]);
             self.namespace_comes_and_goes("after-a-file");
         }
         let left = self.plane.json(&["get", "clusterrole,clusterrolebinding", "-o", "json"]);
         let names = left["items"].as_array().unwrap().iter().map(|it| &it["metadata"]["name"]);
-        assert_eq!(names.filter(|name| name.as_str().is_some_and(|it| it.contains("custom-metrics"))).count(), 0);
+        let ours = |name: &str| name.contains("custom-metrics") || name.contains("external-metrics");
+        assert_eq!(names.filter(|name| name.as_str().is_some_and(ours)).count(), 0);
     }
 }

@@ -15,6 +15,9 @@ use super::pki::{Ca, Leaf};
 
 const BINARIES: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kubectl"];
 
+/// Where all pods run.
+const NODE: &str = "worker-1";
+
 /// The control plane; everything of it ends and is removed with this value.
 pub struct ControlPlane {
     children: Vec<(&'static str, Child)>,
@@ -72,6 +75,7 @@ impl ControlPlane {
         plane.until("the default service account", || {
             plane.kubectl(&["get", "serviceaccount", "default", "-n", "default"]).status.success()
         });
+        plane.apply(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": NODE } }).to_string());
         plane
     }
 
@@ -160,6 +164,8 @@ impl ControlPlane {
             format!("--root-ca-file={}", self.file("ca.crt")),
             "--use-service-account-credentials=true".to_owned(),
             "--leader-elect=false".to_owned(),
+            // Nothing plays the node's heartbeat.
+            "--controllers=*,-node-lifecycle-controller".to_owned(),
             "--horizontal-pod-autoscaler-sync-period=1s".to_owned(),
             "--horizontal-pod-autoscaler-downscale-stabilization=10s".to_owned(),
             "--horizontal-pod-autoscaler-initial-readiness-delay=0s".to_owned(),
@@ -238,14 +244,27 @@ impl ControlPlane {
         eprintln!("  {what}: after {:.1} s", started.elapsed().as_secs_f64());
     }
 
-    /// Plays the kubelet once: pods that are not running yet become Running and Ready.
-    pub fn run_pods(&self, namespace: &str) {
-        let pods = self.json(&["get", "pods", "-n", namespace, "-o", "json"]);
+    /// Plays the scheduler and the kubelet once for a list of pods: those that are not running yet get a node and become
+    /// Running and Ready, those that are to end are gone. Without a node a pod would be behind no Service.
+    pub fn run_pods(&self, pods: &Value) {
         for (index, pod) in pods["items"].as_array().unwrap().iter().enumerate() {
-            if pod["status"]["phase"] == "Running" || pod["metadata"]["deletionTimestamp"].is_string() {
+            let text = |key: &str| pod["metadata"][key].as_str().unwrap();
+            let (namespace, name) = (text("namespace"), text("name"));
+            // Each of these may fail: a pod may be deleted meanwhile.
+            if pod["metadata"]["deletionTimestamp"].is_string() {
+                self.kubectl(&["delete", "pod", name, "-n", namespace, "--grace-period=0", "--force", "--wait=false"]);
                 continue;
             }
-            let name = pod["metadata"]["name"].as_str().unwrap();
+            if pod["status"]["phase"] == "Running" {
+                continue;
+            }
+            let binding = json!({
+                "apiVersion": "v1", "kind": "Binding", "metadata": { "name": name, "namespace": namespace },
+                "target": { "apiVersion": "v1", "kind": "Node", "name": NODE },
+            });
+            let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/binding");
+            let file = self.dir.write("binding.json", binding.to_string()).display().to_string();
+            self.kubectl(&["create", "--raw", &path, "-f", &file]);
             let unique = name.bytes().fold(index as u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
             let address = format!("10.1.{}.{}", unique >> 8 & 255, unique & 255);
             let status = json!({ "status": {
@@ -255,7 +274,6 @@ impl ControlPlane {
                 "startTime": "2026-01-01T00:00:00Z",
                 "conditions": [{ "type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z" }],
             } });
-            // A pod may be deleted meanwhile.
             self.kubectl(&["patch", "pod", name, "-n", namespace, "--subresource=status", "-p", &status.to_string()]);
         }
     }
