@@ -43,6 +43,8 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
         "KUBERNETES_SERVICE_HOST" => Some(Ok("127.0.0.1".to_owned())),
         "KUBERNETES_SERVICE_PORT" => Some(Ok(port.clone())),
         "SERVICE_ACCOUNT_DIR" => Some(Ok(folder.clone())),
+        // Nothing is remembered from one answer to the next.
+        "REFRESH_INTERVAL" => Some(Ok("0s".to_owned())),
         _ => None,
     });
     Stage { answer, kube: Kube::new(&config.expect("the settings are right")), _server: server, _dir: dir }
@@ -53,10 +55,26 @@ fuzz_target!(|bytes: &[u8]| {
     let status =
         [200, 200, 200, 200, 200, 201, 401, 403, 404, 409, 429, 500, 503, 302, 204, 206][usize::from(first % 16)];
     *lock(&STAGE.answer) = (status, body.to_vec());
-    for resource in [Resource::SERVICES, Resource::PODS, Resource::DEPLOYMENTS] {
-        let ready = STAGE.kube.ready_pods(&resource, "default", "kuard");
+    let understood = matches!(status, 200 | 201);
+    let wanted = ("default".to_owned(), "kuard".to_owned());
+    let sent = || serde_json::from_slice::<Value>(body).expect("only JSON is understood");
+    for resource in [Resource::SERVICES, Resource::PODS, Resource::DEPLOYMENTS, Resource::NODES] {
+        let objects = STAGE.kube.objects(&resource, "default", "app=kuard", Some(&wanted));
+        readable(&objects);
+        assert!(objects.is_err() || understood);
+        // An answer that goes on for ever has been refused, so this one has no more objects than are in it.
+        if let Ok(objects) = objects {
+            assert!(objects.len() <= sent()["items"].as_array().map_or(0, Vec::len));
+        }
+    }
+    for resource in [Resource::SERVICES, Resource::DEPLOYMENTS, Resource::JOBS] {
+        let ready = STAGE.kube.ready(&resource, "default", &wanted);
         readable(&ready);
-        assert!(ready.is_err() || matches!(status, 200 | 201));
+        assert!(ready.is_err() || understood);
+        if let Ok(ready) = ready {
+            assert!(ready.count >= ready.pods.len() as u64);
+            assert!(ready.count == 0 || sent()["items"].as_array().is_some_and(|items| !items.is_empty()));
+        }
     }
     readable(&STAGE.kube.request_header());
     if let Ok(Ok(config)) = serde_json::from_slice::<Value>(body).as_ref().map(RequestHeader::parse) {

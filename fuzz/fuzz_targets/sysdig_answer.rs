@@ -1,4 +1,4 @@
-//! Answers of Sysdig, over HTTP: a value comes from a row about the object asked for, or not at all.
+//! Answers of Sysdig, over HTTP: a value comes from a row about an object asked for, or not at all.
 #![no_main]
 
 mod readable;
@@ -12,11 +12,12 @@ use readable::{TOKEN, readable};
 use serde_json::Value;
 use support::http::{HttpServer, Reply, lock};
 use sysdig_metrics_adapter::config::Config;
-use sysdig_metrics_adapter::selector::{Requirement, Tuning};
-use sysdig_metrics_adapter::sysdig::{Question, Sysdig};
+use sysdig_metrics_adapter::error::Reason;
+use sysdig_metrics_adapter::route::Resource;
+use sysdig_metrics_adapter::selector::Tuning;
+use sysdig_metrics_adapter::sysdig::{Object, Question, Row, Scope, Sysdig};
 
 const NOW: u64 = 1_800_000_000;
-const LABELS: [(&str, &str); 2] = [("kubernetes.namespace.name", "default"), ("kubernetes.pod.name", "kuard")];
 
 type Answer = Arc<Mutex<(u16, Vec<u8>)>>;
 
@@ -44,42 +45,55 @@ fuzz_target!(|bytes: &[u8]| {
     let status =
         [200, 200, 200, 200, 200, 400, 401, 403, 404, 422, 429, 500, 503, 302, 204, 206][usize::from(first % 16)];
     *lock(answer) = (status, body.to_vec());
-    let scope = LABELS.map(|(key, value)| Requirement { key: key.to_owned(), values: vec![value.to_owned()] });
-    let question = |metric| Question {
-        metric,
-        tuning: Tuning { time: "avg", group: "avg", window: 60 },
-        host: false,
-        by: Some("kubernetes.pod.name"),
-        scope: scope.to_vec(),
-        labels: &[],
+    let objects: Vec<Object> = ["kuard", "web"].map(|name| ("default".to_owned(), name.to_owned())).into();
+    let scope = Scope::of(&objects);
+    let question = |metric: &str, group| Question {
+        metric: metric.to_owned(),
+        tuning: Tuning { time: "avg", group, window: 60 },
+        resource: &Resource::PODS,
+        legacy: false,
+        labels: Vec::new(),
     };
-    let (data, promql) = (question("net.http.request.count"), question("queue_depth"));
-    let rows = sysdig.rows(&data, NOW);
+    let data = question("net.http.request.count", "avg");
+    let rows = sysdig.rows(&data, &scope, NOW);
     readable(&rows);
     if let Ok(rows) = rows {
         assert_eq!(status, 200);
         let sent: Value = serde_json::from_slice(body).expect("only JSON has rows");
         let sent = sent["data"].as_array().expect("rows are a list");
-        assert_eq!(rows.len(), sent.len());
-        for (row, sent) in rows.iter().zip(sent) {
-            let cells = sent["d"].as_array().expect("cells are a list");
-            assert_eq!((cells.len(), cells[0].as_str(), cells[1].as_str()), (4, Some("default"), Some("kuard")));
-            assert_eq!((row.value.is_none(), row.object.as_str()), (cells[2].is_null(), "kuard"));
-            assert_eq!(row.end, sent["t"].as_u64().expect("a time is a number"));
+        assert!(sent.iter().all(|it| it["d"].as_array().map(Vec::len) == Some(4)));
+        let own = |it: &&Value, object: &Object| it["d"][0] == object.0.as_str() && it["d"][1] == object.1.as_str();
+        let all: usize = objects.iter().map(|object| sent.iter().filter(|it| own(it, object)).count()).sum();
+        assert_eq!(all, sent.len(), "a row about another object is refused");
+        for (object, Row { end, value, .. }) in &rows {
+            match sent.iter().filter(|it| own(it, object)).collect::<Vec<_>>().as_slice() {
+                [one] => assert_eq!((value.is_none(), Some(*end)), (one["d"][2].is_null(), one["t"].as_u64())),
+                [_, _, ..] => assert_eq!(*value, Some(Err(Reason::Ambiguous))),
+                [] => panic!("{object:?} was not sent"),
+            }
         }
     }
-    let rows = sysdig.rows(&promql, NOW);
-    readable(&rows);
-    for row in rows.unwrap_or_default() {
-        let sent: Value = serde_json::from_slice(body).expect("only JSON has rows");
-        let series = sent["data"]["result"].as_array().expect("series are a list");
-        let own = |it: &&Value| it["metric"]["kube_pod_name"].as_str().unwrap_or_default() == row.object;
-        assert!(series.iter().any(|it| own(&it) && it["metric"]["sysdig_metrics_adapter"] == "value"));
-        assert!(row.value.is_some() && row.end <= NOW);
+    for promql in [question("queue_depth", "sum"), question("queue_depth", ""), question("orders_total", "avg")] {
+        let rows = sysdig.rows(&promql, &scope, NOW);
+        readable(&rows);
+        for (object, Row { end, value, .. }) in rows.unwrap_or_default() {
+            assert!(objects.contains(&object), "{object:?}");
+            let sent: Value = serde_json::from_slice(body).expect("only JSON has rows");
+            let series = sent["data"]["result"].as_array().expect("series are a list");
+            let label = |it: &Value, name: &str| it["metric"][name].as_str().unwrap_or_default().to_owned();
+            let own = |it: &&Value| {
+                object == (label(it, "kube_namespace_name"), label(it, "kube_pod_name"))
+                    && label(it, "sysdig_metrics_adapter") == "value"
+            };
+            let values = series.iter().filter(own).count();
+            assert!(values >= 1 && value.is_some() && end <= NOW);
+            assert!(values == 1 || value == Some(Err(Reason::Ambiguous)));
+        }
+        readable(&sysdig.is_collected(&promql, NOW));
     }
-    readable(&sysdig.pods(&data, NOW));
-    for question in [data, promql] {
-        readable(&sysdig.is_collected(&question, NOW));
-    }
+    let pods = sysdig.pods(&data, &scope, NOW);
+    readable(&pods);
+    assert!(pods.is_err() || status == 200);
+    readable(&sysdig.is_collected(&data, NOW));
     readable(&sysdig.catalogue());
 });
