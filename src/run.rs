@@ -91,7 +91,7 @@ fn work(config: &Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> 
         log::warn!("SDC_INSECURE_SKIP_VERIFY: whoever sits between the adapter and Sysdig gets the API token");
     }
     let follower = trust.clone();
-    every([20, 1], move || follower.refreshed(true).is_some());
+    every([30, 1], move || follower.refreshed(true).is_some());
     if let Err(error) = sysdig.check_configured() {
         log::warn!("reads are refused until this is mended: {}", error.message);
     }

@@ -18,7 +18,7 @@ use support::{
 };
 use sysdig_metrics_adapter::tls::decode_base64;
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(45);
 /// The adapter looks after its certificate once a minute.
 const NEXT_ROUND: Duration = Duration::from_secs(90);
 
