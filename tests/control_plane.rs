@@ -1,6 +1,7 @@
 //! The walk-through and the failures that users fear, on a real control plane.
 //!
-//! One test, since starting a control plane takes longer than all that is tried on it. Steps are
+//! One test, since its steps build on each other; it takes about ten minutes, for most of which autoscalers
+//! wait before they scale down, and certificates are looked at once a minute. Steps are
 //! printed as they pass: `cargo test --test control_plane -- --nocapture`.
 #![expect(clippy::print_stderr, reason = "the steps are shown to who runs this by hand")]
 
