@@ -3,7 +3,7 @@
 
 use crate::prelude::*;
 use crate::route::{Read, Resource, Select};
-use crate::store::{Outcome, Plan, Store};
+use crate::store::{Job, Outcome, Plan, Store};
 use crate::sysdig::{Object, QUERIES, Question, Row, Rows, Scope, Sysdig};
 use crate::{changes::Changes, config::Config, handler::Stop};
 use crate::{handler::WAIT, kube::Kube, kube::named, quantity::Quantity, selector::Tuning, selector::settle};
@@ -45,21 +45,22 @@ impl Readings {
         let plan = self.plan(read)?;
         let window = plan.question.tuning.window;
         let mut store = lock(&self.store);
-        if let Some(known) = store.known(&plan, now) {
+        if let Some(known) = store.known(&plan, Instant::now(), now) {
             return Ok((known?, window));
         }
         if !wait {
             return Err(WAIT);
         }
         self.sysdig.check_configured()?;
-        let before = store.want(&plan)?;
+        let before = store.want(&plan, Instant::now())?;
         self.work.notify_one();
-        let pending = |store: &mut Store| store.answer(&plan, before, now).is_none() && store.closed().is_none();
+        let closed = |store: &Store| store.closed(Instant::now());
+        let pending = |store: &mut Store| store.answer(&plan, before, now).is_none() && closed(store).is_none();
         let store = self.answered.wait_timeout_while(store, DEADLINE, pending);
         let store = store.unwrap_or_else(PoisonError::into_inner).0;
         let slow = || refusal!(BackendTimeout, "no answer of Sysdig within {DEADLINE:?}; the query goes on: ask again");
         let answer = store.answer(&plan, before, now);
-        Ok((answer.unwrap_or_else(|| Err(store.closed().unwrap_or_else(slow)))?, window))
+        Ok((answer.unwrap_or_else(|| Err(closed(&store).unwrap_or_else(slow)))?, window))
     }
 
     fn plan(&self, read: &Read) -> Result<Plan> {
@@ -83,23 +84,23 @@ impl Readings {
     /// Asks Sysdig for what is wanted or due, for ever.
     pub(crate) fn refresh(&self) {
         loop {
-            let (question, selects) = self.next();
+            let job = self.next();
             let (now, before) = (unix_now(), QUERIES.get());
-            let outcome = guarded(|| self.fetch(&question, &selects, now)).and_then(|outcome| outcome);
+            let outcome = guarded(|| self.fetch(&job.0, &job.1, now)).and_then(|outcome| outcome);
             let skew = self.sysdig.skew.load(Relaxed);
             let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
             self.changes.note("clock", &if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) });
             let cost = QUERIES.get() - before;
-            lock(&self.store).done(&question, &selects, outcome, cost, now);
+            lock(&self.store).done(&job, outcome, cost, Instant::now(), now);
             self.answered.notify_all();
             self.work.notify_all();
         }
     }
 
-    fn next(&self) -> (Question, Vec<Select>) {
+    fn next(&self) -> Job {
         let mut store = lock(&self.store);
         loop {
-            let pause = match store.next() {
+            let pause = match store.next(Instant::now()) {
                 Ok(found) => return found,
                 Err(pause) => pause,
             };

@@ -24,6 +24,7 @@ pub(crate) struct Plan {
     pub(crate) select: Select,
 }
 
+pub(crate) type Job = (Question, Vec<Select>);
 /// An answer for each of the selections, or why there is none for all of them.
 pub(crate) type Outcome = Result<Vec<Result<Vec<Item>>>>;
 
@@ -69,26 +70,25 @@ impl Store {
     }
 
     /// What is known without asking Sysdig; None if it must be asked.
-    pub(crate) fn known(&mut self, plan: &Plan, now: u64) -> Option<Result<Vec<Item>>> {
+    pub(crate) fn known(&mut self, plan: &Plan, at: Instant, now: u64) -> Option<Result<Vec<Item>>> {
         let ask = self.batches.get_mut(&plan.question)?.asks.get_mut(&plan.select)?;
-        let fresh = ask.answered?.elapsed() < self.interval * 2 || (ask.again && !self.interval.is_zero());
+        let fresh = at - ask.answered? < self.interval * 2 || (ask.again && !self.interval.is_zero());
         fresh.then(|| {
-            (ask.last, ask.again) = (Some(Instant::now()), true);
+            (ask.last, ask.again) = (Some(at), true);
             ask.outcome(plan, self.max_age, now)
         })
     }
 
     /// Notes that somebody waits for an answer. Returns how often there was one. Errors: there is no room.
-    pub(crate) fn want(&mut self, plan: &Plan) -> Result<u64> {
-        if self.batches.len() >= MOST_QUESTIONS || self.asks().count() >= MOST_ASKS {
-            self.forget(|ask| !ask.again);
+    pub(crate) fn want(&mut self, plan: &Plan, at: Instant) -> Result<u64> {
+        if self.batches.len() >= MOST_QUESTIONS || self.asks() >= MOST_ASKS {
+            self.forget(at, |ask| !ask.again);
         }
-        let room = self.asks().count() < MOST_ASKS;
-        ensure!(room, Overloaded, "more metrics are asked for than the adapter keeps ({MOST_ASKS})");
+        ensure!(self.asks() < MOST_ASKS, Overloaded, "more metrics are asked for than the adapter keeps ({MOST_ASKS})");
         let batch = self.batches.entry(plan.question.clone()).or_default();
         let ask = batch.asks.entry(plan.select.clone()).or_default();
         ask.again |= ask.last.is_some();
-        (ask.last, ask.waiting) = (Some(Instant::now()), true);
+        (ask.last, ask.waiting) = (Some(at), true);
         Ok(ask.answers)
     }
 
@@ -98,22 +98,21 @@ impl Store {
         (ask.answers > before).then(|| ask.outcome(plan, self.max_age, now))
     }
 
-    fn asks(&self) -> impl Iterator<Item = &Ask> {
-        self.batches.values().flat_map(|batch| batch.asks.values())
+    fn asks(&self) -> usize {
+        self.batches.values().map(|batch| batch.asks.len()).sum()
     }
 
     /// Why Sysdig is not asked just now, if it is not.
-    pub(crate) fn closed(&self) -> Option<Error> {
+    pub(crate) fn closed(&self, at: Instant) -> Option<Error> {
         let (until, error) = self.closed.as_ref()?;
-        let left = until.checked_duration_since(Instant::now())?.as_secs() + 1;
+        let left = until.checked_duration_since(at)?.as_secs() + 1;
         let message = format!("{}; it is asked again in {left} s", error.message);
         Some(Error { reason: error.reason, message, retry_after: Some(left) })
     }
 
     /// What Sysdig is asked next, what somebody waits for first. Errors: for how long there is nothing to ask.
-    pub(crate) fn next(&mut self) -> Result<(Question, Vec<Select>), Duration> {
-        let now = Instant::now();
-        let pause = self.closed.as_ref().map_or(Duration::ZERO, |(until, _)| until.saturating_duration_since(now));
+    pub(crate) fn next(&mut self, at: Instant) -> Result<Job, Duration> {
+        let pause = self.closed.as_ref().map_or(Duration::ZERO, |(until, _)| until.saturating_duration_since(at));
         if !pause.is_zero() || (self.failures >= FAILURES && self.running > 0) {
             return Err(pause.max(NAP));
         }
@@ -122,9 +121,9 @@ impl Store {
         let idle = self.batches.iter_mut().filter(|(_, batch)| !batch.running && batch.asks.values().any(wanted));
         let Some((question, batch)) = idle.min_by_key(|(_, batch)| rank(batch)) else { return Err(NAP) };
         if let (true, Some(due)) = rank(batch)
-            && due > now
+            && due > at
         {
-            return Err(NAP.min(due - now));
+            return Err(NAP.min(due - at));
         }
         batch.running = true;
         self.running += 1;
@@ -132,11 +131,11 @@ impl Store {
         Ok((question.clone(), selects.collect()))
     }
 
-    /// Takes in what an attempt to answer `selects` came to, and how many queries it took.
-    pub(crate) fn done(&mut self, question: &Question, selects: &[Select], outcome: Outcome, cost: u64, now: u64) {
+    /// Takes in what an attempt that began at `now` to answer `selects` came to by `at`, and how many queries it took.
+    pub(crate) fn done(&mut self, (question, selects): &Job, outcome: Outcome, cost: u64, at: Instant, now: u64) {
         self.running -= 1;
         if cost > 0 {
-            self.judge(outcome.as_ref().err());
+            self.judge(outcome.as_ref().err(), at);
         }
         // All share the budget, without the fifth that is left to first asks.
         let total: u64 = self.batches.values().map(|batch| batch.cost).sum();
@@ -145,33 +144,33 @@ impl Store {
         // What is everybody's is waited out for all at once, and over for all at once.
         let own = outcome.as_ref().is_err_and(|error| !error.reason.is_everybodys());
         batch.failures = if own { batch.failures + 1 } else { 0 };
-        batch.due = Some(Instant::now() + interval * 2_u32.pow(batch.failures.saturating_sub(1).min(3)));
+        batch.due = Some(at + interval * 2_u32.pow(batch.failures.saturating_sub(1).min(3)));
         (batch.running, batch.cost) = (false, cost);
         let answers = outcome.unwrap_or_else(|error| vec![Err(error); selects.len()]);
         for (select, answer) in selects.iter().zip(answers) {
             if let Some(ask) = batch.asks.get_mut(select) {
-                ask.take(answer, self.interval.is_zero(), now);
+                ask.take(answer, self.interval.is_zero(), at, now);
             }
         }
-        self.forget(|_| false);
+        self.forget(at, |_| false);
     }
 
     /// A failure that is everybody's closes the way to Sysdig: a limit of the rate at once, others when they repeat.
-    fn judge(&mut self, error: Option<&Error>) {
+    fn judge(&mut self, error: Option<&Error>, at: Instant) {
         let error = error.filter(|error| error.reason.is_everybodys());
         self.failures = if error.is_some() { self.failures + 1 } else { 0 };
         self.closed = error.and_then(|error| {
             let asked = error.retry_after.map_or(LOCKOUT, Duration::from_secs).min(LONGEST_PAUSE);
             let backoff = self.interval * self.failures.saturating_sub(FAILURES - 1).min(3);
             let pause = if error.reason == Reason::BackendRateLimited { asked } else { backoff };
-            let until = Instant::now() + pause.mul_f64(1.0 + random() / 4.0);
+            let until = at + pause.mul_f64(1.0 + random() / 4.0);
             (!pause.is_zero()).then(|| (until, error.clone()))
         });
     }
 
-    fn forget(&mut self, more: impl Fn(&Ask) -> bool) {
+    fn forget(&mut self, at: Instant, more: impl Fn(&Ask) -> bool) {
         for batch in self.batches.values_mut() {
-            let old = |ask: &Ask| ask.last.is_some_and(|last| last.elapsed() > FORGOTTEN);
+            let old = |ask: &Ask| ask.last.is_some_and(|last| at - last > FORGOTTEN);
             batch.asks.retain(|_, ask| ask.waiting || !(old(ask) || more(ask)));
         }
         self.batches.retain(|_, batch| batch.running || !batch.asks.is_empty());
@@ -179,8 +178,8 @@ impl Store {
 }
 
 impl Ask {
-    fn take(&mut self, answer: Result<Vec<Item>>, forgetful: bool, now: u64) {
-        (self.answers, self.answered, self.waiting) = (self.answers + 1, Some(Instant::now()), false);
+    fn take(&mut self, answer: Result<Vec<Item>>, forgetful: bool, at: Instant, now: u64) {
+        (self.answers, self.answered, self.waiting) = (self.answers + 1, Some(at), false);
         match answer {
             Ok(items) => (self.items, self.error) = (items, None),
             Err(error) => {
@@ -210,6 +209,219 @@ impl Ask {
                 let bound = format!("over MAX_AGE ({max_age} s)");
                 Err(refusal!(TooOld, "the newest sample of {metric} for {object} is {age} s old, {bound}"))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quantity::Quantity;
+    use crate::route::Resource;
+    use crate::selector::Tuning;
+
+    const NOW: u64 = 1_562_514_927;
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn store(variables: &[(&str, &str)]) -> Store {
+        let value = |name: &str| variables.iter().find(|(it, _)| *it == name).map(|(_, text)| Ok((*text).to_owned()));
+        Store::new(&Config::read(value).unwrap())
+    }
+
+    fn plan(metric: &str, name: &str) -> Plan {
+        let resource = &Resource::SERVICES;
+        let (metric, tuning, legacy, labels) = (metric.to_owned(), Tuning::default(), false, Vec::new());
+        let question = Question { metric, tuning, resource, legacy, labels };
+        let [namespace, name, labels] = ["default", name, ""].map(str::to_owned);
+        Plan { question, select: Select { resource, namespace, name, labels } }
+    }
+
+    fn good(end: u64) -> Outcome {
+        Ok(vec![Ok(vec![("kuard".to_owned(), Quantity::ZERO, end)])])
+    }
+
+    fn bad(reason: Reason, retry_after: Option<u64>) -> Outcome {
+        Err(Error { retry_after, ..Error::new(reason, "it fails".to_owned()) })
+    }
+
+    /// Asks for a reading, which is answered with one query.
+    fn ask(store: &mut Store, metric: &str, at: Instant, outcome: Outcome) {
+        store.want(&plan(metric, "kuard"), at).unwrap();
+        answer(store, metric, at, outcome);
+    }
+
+    /// Expects that Sysdig is asked for this metric now, and answers.
+    #[track_caller]
+    fn answer(store: &mut Store, metric: &str, at: Instant, outcome: Outcome) {
+        let job = store.next(at).unwrap();
+        assert_eq!(job.0.metric, metric);
+        store.done(&job, outcome, 1, at, NOW);
+    }
+
+    fn metric(job: Result<Job, Duration>) -> Option<String> {
+        job.ok().map(|(question, _)| question.metric)
+    }
+
+    #[test]
+    fn what_somebody_waits_for_comes_before_what_is_due_and_what_is_due_longest_before_the_rest() {
+        let (mut store, at) = (store(&[]), Instant::now());
+        for (name, after) in [("late", 2), ("early", 1)] {
+            ask(&mut store, name, at + SECOND * after, good(NOW));
+            assert!(store.known(&plan(name, "kuard"), at + SECOND * after, NOW).is_some());
+        }
+        let due = at + SECOND * 20;
+        store.want(&plan("new", "kuard"), due).unwrap();
+        let order: Vec<_> = (0..3).filter_map(|_| metric(store.next(due))).collect();
+        assert_eq!(order, ["new", "early", "late"]);
+        assert_eq!(store.next(due).unwrap_err(), NAP, "each is asked for once at a time");
+    }
+
+    #[test]
+    fn a_reading_is_refreshed_each_interval_if_it_was_asked_for_again_and_forgotten_after_five_minutes() {
+        let (mut store, at) = (store(&[]), Instant::now());
+        ask(&mut store, "once", at, good(NOW));
+        ask(&mut store, "again", at, good(NOW));
+        assert!(store.known(&plan("again", "kuard"), at, NOW).is_some());
+        for (after, due) in [(0, false), (9, false), (10, true), (20, true), (300, true)] {
+            let at = at + SECOND * after;
+            assert_eq!(metric(store.next(at)), due.then(|| "again".to_owned()), "after {after} s");
+            if due {
+                store.done(
+                    &(plan("again", "kuard").question, vec![plan("again", "kuard").select]),
+                    good(NOW),
+                    1,
+                    at,
+                    NOW,
+                );
+            }
+        }
+        let at = at + SECOND * 311;
+        answer(&mut store, "again", at, good(NOW));
+        assert!(store.known(&plan("again", "kuard"), at, NOW).is_none());
+        assert!(store.batches.is_empty());
+    }
+
+    #[test]
+    fn after_three_failures_of_everybodys_one_query_at_a_time_tries_until_one_works() {
+        let (mut store, mut at) = (store(&[]), Instant::now());
+        for name in ["a", "b", "c"] {
+            assert!(store.closed(at).is_none());
+            ask(&mut store, name, at, bad(Reason::BackendError, None));
+        }
+        for intervals in [1, 2, 3, 3] {
+            let error = store.closed(at).unwrap();
+            let left = error.retry_after.unwrap();
+            assert!((10 * intervals..=10 * intervals + 10 * intervals / 4 + 1).contains(&left), "{left} s");
+            assert_eq!(error.message, format!("it fails; it is asked again in {left} s"));
+            assert!(store.next(at).is_err());
+            at += SECOND * u32::try_from(left).unwrap();
+            assert!(store.closed(at).is_none());
+            for name in ["d", "e"] {
+                store.want(&plan(name, "kuard"), at).unwrap();
+            }
+            let job = store.next(at).unwrap();
+            assert!(store.next(at).is_err(), "one at a time");
+            store.done(&job, bad(Reason::BackendError, None), 1, at, NOW);
+        }
+        at += SECOND * 60;
+        let job = store.next(at).unwrap();
+        store.done(&job, good(NOW), 1, at, NOW);
+        for name in ["f", "g"] {
+            store.want(&plan(name, "kuard"), at).unwrap();
+        }
+        assert!(store.next(at).is_ok() && store.next(at).is_ok(), "all at once again");
+    }
+
+    #[test]
+    fn a_limit_of_the_rate_is_waited_out_as_long_as_sysdig_says_whatever_the_interval() {
+        for interval in ["0s", "10s"] {
+            for (says, least) in [(None, 15), (Some(0), 0), (Some(4), 4), (Some(300), 300), (Some(86_400), 300)] {
+                let (mut store, at) = (store(&[("REFRESH_INTERVAL", interval)]), Instant::now());
+                ask(&mut store, "a", at, bad(Reason::BackendRateLimited, says));
+                let left = store.closed(at).and_then(|error| error.retry_after).unwrap_or_default();
+                let most = if least == 0 { 0 } else { least + least / 4 + 1 };
+                assert!((least..=most).contains(&left), "{interval} {says:?}: {left} s");
+            }
+        }
+    }
+
+    #[test]
+    fn a_question_that_fails_for_a_reason_of_its_own_backs_off_alone() {
+        let (mut store, at) = (store(&[]), Instant::now());
+        for name in ["wrong", "right"] {
+            ask(&mut store, name, at, good(NOW));
+            assert!(store.known(&plan(name, "kuard"), at, NOW).is_some());
+        }
+        let (mut asked, step) = (BTreeMap::<String, Vec<u64>>::new(), SECOND * 10);
+        for turn in 1..=32 {
+            while let Ok(job) = store.next(at + step * turn) {
+                let wrong = job.0.metric == "wrong";
+                asked.entry(job.0.metric.clone()).or_default().push(turn.into());
+                let outcome = if wrong { bad(Reason::BackendRejected, None) } else { good(NOW) };
+                store.done(&job, outcome, 1, at + step * turn, NOW);
+            }
+            let _ = store.known(&plan("wrong", "kuard"), at + step * turn, NOW);
+            let _ = store.known(&plan("right", "kuard"), at + step * turn, NOW);
+        }
+        assert_eq!(asked["right"], (1..=32).collect::<Vec<u64>>());
+        assert_eq!(asked["wrong"], [1, 2, 4, 8, 16, 24, 32]);
+    }
+
+    #[test]
+    fn the_interval_stretches_so_that_refreshes_take_four_fifths_of_the_budget() {
+        for (most, cost, expected) in [("1000", 1, 10), ("60", 8, 10), ("60", 16, 20), ("10", 4, 30)] {
+            let (mut store, at) = (store(&[("SDC_MAX_QUERIES_PER_MINUTE", most)]), Instant::now());
+            store.want(&plan("a", "kuard"), at).unwrap();
+            // The cost of a refresh counts from the next one on.
+            for _ in 0..2 {
+                let job = store.next(at).unwrap();
+                store.done(&job, good(NOW), cost, at, NOW);
+                store.want(&plan("a", "kuard"), at).unwrap();
+            }
+            let due = store.batches.values().next().unwrap().due.unwrap();
+            assert_eq!((due - at).as_secs(), expected, "{cost} queries of {most} a minute");
+        }
+    }
+
+    #[test]
+    fn while_refreshes_fail_the_last_good_value_stands_in_until_it_is_too_old_and_the_refusal_says_since_when() {
+        let table = [
+            (bad(Reason::BackendError, None), 120, None),
+            (bad(Reason::BackendError, None), 121, Some(Reason::BackendError)),
+            (bad(Reason::ObjectNotFound, None), 0, Some(Reason::ObjectNotFound)),
+            (good(NOW), 120, None),
+            (good(NOW), 121, Some(Reason::TooOld)),
+        ];
+        for (outcome, age, expected) in table {
+            let (mut store, at) = (store(&[]), Instant::now());
+            ask(&mut store, "a", at, good(NOW));
+            ask(&mut store, "a", at, outcome);
+            match (store.known(&plan("a", "kuard"), at, NOW + age).unwrap(), expected) {
+                (Ok(items), None) => assert_eq!(items[0].2, NOW),
+                (Err(error), Some(reason)) => {
+                    assert_eq!(error.reason, reason);
+                    let since = error.message.contains("(since 2019-07-07T15:55:27Z; the last value is 121 s old)");
+                    assert_eq!(since, reason == Reason::BackendError, "{}", error.message);
+                }
+                (found, _) => panic!("{expected:?} after {age} s: {found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_asked_for_once_makes_room_and_what_is_waited_for_does_not() {
+        for answered in [true, false] {
+            let (mut store, at) = (store(&[]), Instant::now());
+            for index in 0..MOST_ASKS {
+                store.want(&plan("a", &index.to_string()), at).unwrap();
+            }
+            if answered {
+                let job = store.next(at).unwrap();
+                let none = || Error::new(Reason::NoData, String::new());
+                store.done(&job, Ok(job.1.iter().map(|_| Err(none())).collect()), 1, at, NOW);
+            }
+            let room = store.want(&plan("b", "kuard"), at);
+            assert_eq!(room.map_err(|error| error.reason), if answered { Ok(0) } else { Err(Reason::Overloaded) });
         }
     }
 }
