@@ -240,11 +240,11 @@ impl Sysdig {
     }
 
     fn unreachable(&self, error: &ureq::Error) -> Error {
-        let (host, why, check) = (&self.config.endpoint, explain(error), "check SDC_ENDPOINT, DNS and egress");
+        let (url, why, check) = (&self.config.endpoint, explain(error), "check SDC_ENDPOINT, SDC_CA_FILE, DNS, egress");
         match error {
-            ureq::Error::Timeout(_) => refusal!(BackendTimeout, "Sysdig at {host} did not answer within SDC_TIMEOUT"),
+            ureq::Error::Timeout(_) => refusal!(BackendTimeout, "Sysdig at {url} did not answer within SDC_TIMEOUT"),
             ureq::Error::Protocol(_) => invalid_answer("it is not HTTP"),
-            _ => refusal!(BackendUnreachable, "Sysdig at {host} cannot be reached: {why} ({check})"),
+            _ => refusal!(BackendUnreachable, "Sysdig at {url} cannot be reached: {why} ({check})"),
         }
     }
 

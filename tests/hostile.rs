@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::http::{HttpServer, Reply, lock};
+use support::pki::rustls_server_config;
 use support::sysdig::Fault;
-use support::{Client, HPA, HPA_GROUPS, Response, Setup, Stage, TOKEN, eventually, kubernetes, unix_now};
+use support::{
+    Ca, Client, HPA, HPA_GROUPS, LeafOptions, Response, Setup, Stage, TOKEN, eventually, kubernetes, unix_now,
+};
 
 const API: &str = "/apis/custom.metrics.k8s.io/v1beta1";
 const BASE: &str = "/apis/custom.metrics.k8s.io/v1beta1/namespaces/default";
@@ -855,6 +858,76 @@ fn what_is_no_http_or_no_text_is_an_invalid_answer_of_sysdig_and_never_shows_the
     bounded(&account);
 }
 
+#[test]
+fn sysdigs_certificate_must_be_valid_for_its_name_by_the_given_authority_unless_that_is_switched_off() {
+    let (ours, other) = (Ca::new("sysdig-ca"), Ca::new("other-ca"));
+    let leaf = LeafOptions { cn: "sysdig", sans: &["127.0.0.1"], server: true, ..LeafOptions::default() };
+    let expired = LeafOptions { not_before: -2, not_after: -1, ..leaf };
+    let elsewhere = LeafOptions { sans: &["sysdig.example"], ..leaf };
+    let table = [
+        ("the right one", ours.issue(leaf), true, false, None),
+        ("expired", ours.issue(expired), true, false, Some("expired")),
+        ("of another name", ours.issue(elsewhere), true, false, Some("not valid for")),
+        ("of another authority", other.issue(leaf), true, false, Some("UnknownIssuer")),
+        ("of an authority that nobody named", ours.issue(leaf), false, false, Some("UnknownIssuer")),
+        ("expired, which is not looked at", ours.issue(expired), false, true, None),
+    ];
+    for (case, leaf, named, skipped, expected) in table {
+        let sysdig = support::Sysdig::start_with(TOKEN, Some(rustls_server_config(&leaf)));
+        let stage = Stage { sysdig, ..Stage::new() };
+        stage.deployment("default", "kuard", 3, &[(METRIC, 50.0)]);
+        let file = stage.dir.path().join("sysdig-ca.pem");
+        std::fs::write(&file, ours.pem()).unwrap();
+        let file = if named { file.to_str().unwrap().to_owned() } else { String::new() };
+        let skip = if skipped { "true" } else { "" }.to_owned();
+        let setup = stage.start(binary(), &[("SDC_CA_FILE", file), ("SDC_INSECURE_SKIP_VERIFY", skip)]);
+        setup.adapter.wait_ready(&setup.client);
+        let response = setup.read(&format!("{BASE}/services/kuard/{METRIC}"));
+        let Some(why) = expected else {
+            assert_eq!(value(&response), Ok("50".to_owned()), "{case}");
+            assert_eq!(setup.adapter.log().contains("WARN SDC_INSECURE_SKIP_VERIFY"), skipped, "{case}");
+            continue;
+        };
+        let (code, word, message) = refusal(&response);
+        assert_eq!((code, word.as_str()), (503, "backend-unreachable"), "{case}: {message}");
+        assert!(message.contains("certificate") && message.contains(why), "{case}: {message}");
+        assert!(message.contains("check SDC_ENDPOINT, SDC_CA_FILE"), "{case}: {message}");
+        assert_eq!(setup.sysdig.request_count(), 0, "{case}: nothing is sent, the token least of all");
+    }
+}
+
+#[test]
+fn a_redirect_to_elsewhere_is_not_followed() {
+    let elsewhere = HttpServer::start(None, |_| Reply::Reset);
+    let target = format!("http://127.0.0.1:{}/api/data", elsewhere.port());
+    for status in [301, 302, 307, 308] {
+        let target = target.clone();
+        let sysdig = HttpServer::start(None, move |_| Reply::text(status, "Moved").with_header("Location", &target));
+        let endpoint = format!("http://127.0.0.1:{}", sysdig.port());
+        let mut account = Account::start_with(&[("SDC_ENDPOINT", endpoint)]);
+        let name = account.object();
+        let (code, word, message) = refusal(&account.read(&name));
+        assert_eq!((code, word.as_str()), (404, "backend-rejected"), "{message}");
+        assert!(message.contains("check SDC_ENDPOINT"), "{message}");
+    }
+    assert_eq!(elsewhere.connections(), 0);
+}
+
+#[test]
+fn a_name_of_sysdigs_that_does_not_resolve_is_said_so_and_in_time() {
+    let settings = [("SDC_ENDPOINT", "https://sysdig.invalid".to_owned()), ("SDC_TIMEOUT", "2s".to_owned())];
+    let mut account = Account::start_with(&settings);
+    let (name, started) = (account.object(), Instant::now());
+    let (code, word, message) = refusal(&account.read(&name));
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+    // A resolver that is slow to say no is as good as one that hangs.
+    assert!(
+        code == 503 && ["backend-unreachable", "backend-timeout"].contains(&word.as_str()),
+        "{code} {word}: {message}"
+    );
+    assert!(message.contains("sysdig.invalid"), "{message}");
+}
+
 fn bounded(Account { setup, own, .. }: &Account) {
     eventually("the threads of the connections end", SOON, || setup.adapter.threads() <= *own);
     assert!(setup.adapter.rss_kib() < 96 * 1024, "{} KiB", setup.adapter.rss_kib());
@@ -1006,7 +1079,7 @@ fn objects_that_are_missing_forbidden_or_oddly_made_are_no_proof_of_zero() {
 #[test]
 fn a_broken_service_account_directory_is_named_and_mended_without_a_restart() {
     let mut account = Account::start();
-    let foreign = support::Ca::new("foreign").pem();
+    let foreign = Ca::new("foreign").pem();
     let table: [(&str, Option<&[u8]>, &str); 9] = [
         ("token", None, "token"),
         ("token", Some(b""), "no usable token"),
@@ -1109,8 +1182,7 @@ fn broken_from_the_start(part: usize) {
 fn a_good_request_header_configuration_outlives_a_bad_one() {
     let setup = Setup::start(binary);
     let good = setup.kubernetes.objects()[REQUEST_HEADER]["data"].clone();
-    let rogue =
-        Client::new(setup.adapter.port(), Some(&support::Ca::new("rogue").issue_client("front-proxy-client", &[])));
+    let rogue = Client::new(setup.adapter.port(), Some(&Ca::new("rogue").issue_client("front-proxy-client", &[])));
     for config_map in broken_config_maps(&good).into_iter().take(6) {
         let shown = config_map.to_string();
         setup.kubernetes.object(REQUEST_HEADER, config_map);

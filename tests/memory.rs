@@ -116,6 +116,23 @@ fn a_value_is_refreshed_in_the_background_and_shows_its_own_time() {
 }
 
 #[test]
+fn samples_that_arrive_late_by_half_a_minute_are_served_without_a_gap_over_few_connections() {
+    let setup = start(Stage::new(), &[("REFRESH_INTERVAL", "1s"), ("MAX_AGE", "60s")]);
+    setup.sysdig.fail(Fault::Stale(30));
+    warm(&setup, READ);
+    let before = setup.sysdig.request_count();
+    let mut connection = setup.client.connect();
+    eventually("it is refreshed five times", SOON, || {
+        let response = connection.get_as(HPA, &HPA_GROUPS, READ);
+        assert_eq!(response.status, 200, "{}", response.text());
+        assert_eq!(value(&response), "50");
+        setup.sysdig.request_count() >= before + 5
+    });
+    // One for each refresher and one for the catalogue at the most.
+    assert!(setup.sysdig.server().connections() <= 5, "{}", setup.sysdig.server().connections());
+}
+
+#[test]
 fn concurrent_first_asks_for_one_reading_are_one_query() {
     let setup = start(Stage::new(), &[("REFRESH_INTERVAL", "1m")]);
     setup.sysdig.fail(Fault::Hold);
