@@ -87,7 +87,7 @@ impl Auth {
         }
         let status = known.or_else(|_| self.status(ACCESS_REVIEW, &spec, wait, now))?;
         let reason = status["reason"].as_str().unwrap_or_default();
-        if status["allowed"] == true { Ok(()) } else { Err(forbidden(&spec, reason).into()) }
+        if status["allowed"] == true { Ok(()) } else { Err(forbidden(&user.name, route, path, reason).into()) }
     }
 
     /// The status of a review: what is remembered, or what the Kubernetes API says now.
@@ -151,18 +151,13 @@ fn spec(user: &User, route: &Route, path: &str) -> Value {
     spec
 }
 
-/// The refusal of what a [`spec`] asks for, in the API server's words.
-fn forbidden(spec: &Value, reason: &str) -> Error {
+/// The refusal in the API server's words.
+fn forbidden(user: &str, route: &Route, path: &str, reason: &str) -> Error {
     let filled = |text: &str, shown: String| if text.is_empty() { String::new() } else { shown };
-    let text = |pointer: &str| spec.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    let (who, why) = (format!("User {:?} cannot", text("/user")), filled(reason, format!(": {reason}")));
-    if spec.get("resourceAttributes").is_none() {
-        return refusal!(Forbidden, "forbidden: {who} get path {:?}{why}", text("/nonResourceAttributes/path"));
-    }
-    let [verb, group, namespace, resource, subresource, name] =
-        ["verb", "group", "namespace", "resource", "subresource", "name"]
-            .map(|key| text(&format!("/resourceAttributes/{key}")));
-    let whole = format!("{resource}{}", filled(subresource, format!("/{subresource}")));
+    let (who, why) = (format!("User {user:?} cannot"), filled(reason, format!(": {reason}")));
+    let Route::Read(read) = route else { return refusal!(Forbidden, "forbidden: {who} get path {path:?}{why}") };
+    let Read { api: (group, _), namespace, access: [resource, subresource, name], .. } = &**read;
+    let (verb, whole) = (read.verb(), format!("{resource}{}", filled(subresource, format!("/{subresource}"))));
     let what = format!("{resource}.{group}{}", filled(name, format!(" {name:?}")));
     let at = if namespace.is_empty() { "at the cluster scope" } else { &format!("in the namespace {namespace:?}") };
     refusal!(Forbidden, "{what} is forbidden: {who} {verb} resource {whole:?} in API group {group:?} {at}{why}")
@@ -211,13 +206,13 @@ mod tests {
     #[test]
     fn a_refusal_reads_as_kubernetes_own() {
         let target = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/services/kuard/METRIC";
-        let read = forbidden(&spec(&joe(), &route("GET", target, true).unwrap(), target), "");
+        let read = forbidden("joe", &route("GET", target, true).unwrap(), target, "");
         assert_eq!(
             read.message,
             "services.custom.metrics.k8s.io \"kuard\" is forbidden: User \"joe\" cannot get resource \"services/METRIC\" in \
              API group \"custom.metrics.k8s.io\" in the namespace \"default\""
         );
-        let root = forbidden(&spec(&joe(), &Route::Version, "/"), "no rule");
+        let root = forbidden("joe", &Route::Version, "/", "no rule");
         assert_eq!(root.message, "forbidden: User \"joe\" cannot get path \"/\": no rule");
     }
 

@@ -9,7 +9,7 @@ use crate::{api::JSON, changes::Changes, kube::Kube, route::APIS, timestamp::uni
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime};
-use std::{iter, thread};
+use std::{iter, sync::atomic::Ordering::Relaxed, thread};
 use ureq::http::Method;
 use webpki::{EndEntityCert, KeyUsage};
 
@@ -52,7 +52,7 @@ impl Keeper {
     pub(crate) fn keep(&self) -> bool {
         let result = self.round();
         self.changes.note("serving certificate", &result);
-        self.serving.settle();
+        self.serving.settled.store(true, Relaxed);
         result.is_ok()
     }
 
@@ -63,7 +63,7 @@ impl Keeper {
         let published = self.publish(&kept.authority);
         let failed = published.as_ref().is_err_and(|error| error.reason != Reason::ForeignSlot);
         // What is in use may be all that the API server trusts; at the start there is nothing to lose.
-        if !failed || !self.serving.is_settled() {
+        if !failed || !self.serving.settled.load(Relaxed) {
             self.serving.replace(certified_key(kept.chain, kept.key).map_err(broken)?);
         }
         published

@@ -3,13 +3,11 @@
 
 use crate::prelude::*;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::{env, fmt, path::PathBuf};
+use std::{env, fmt, path::PathBuf, str::FromStr};
 use ureq::http::Uri;
 
 pub const PLACEHOLDER_CLUSTER: &str = "YourClusterName";
 
-/// Queries a minute that nobody reaches.
-const MANY: u64 = 1_000_000;
 const DEFAULT_ENDPOINT: &str = "https://app.sysdigcloud.com";
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -35,19 +33,9 @@ impl fmt::Debug for Secret {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TokenSource {
-    /// `SDC_TOKEN_FILE`, read anew for every query.
-    File(PathBuf),
-    Given(Secret),
-    Missing,
-}
-
 const ENDPOINT: &str = "https://HOST[:PORT][/PATH], as https://app.sysdigcloud.com (http:// for this machine only)";
 const CLUSTER: &str = "the cluster's name as Sysdig Monitor shows it, without quotes or backslashes";
 const ADDRESS: &str = "an address with a port, such as 0.0.0.0:10250 or [::]:10250";
-const BACKENDS: [(&str, Option<bool>); 3] = [("auto", None), ("data", Some(false)), ("promql", Some(true))];
-const TLS_VERSIONS: [(&str, bool); 2] = [("1.2", false), ("1.3", true)];
 
 /// Makes [`Config`] out of its fields, each with its type and how it is read.
 macro_rules! settings {
@@ -69,27 +57,29 @@ macro_rules! settings {
 settings! { env:
     /// Without `/api` and without trailing slash.
     endpoint: String = env.parse("SDC_ENDPOINT", ENDPOINT, endpoint).unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
-    token: TokenSource = env.token();
+    /// Read anew for every query; it wins.
+    token_file: Option<PathBuf> = env.path("SDC_TOKEN_FILE");
+    token: Option<Secret> = env.secret("SDC_TOKEN");
     /// The cluster's name in Sysdig Monitor; None while it is the placeholder or empty.
     cluster: Option<String> = env.parse("CLUSTER_NAME", CLUSTER, cluster).filter(|name| name != PLACEHOLDER_CLUSTER);
-    /// Whether PromQL is asked, or the Data API; None leaves it to the metric.
-    promql: Option<bool> = env.parse("SDC_BACKEND", "auto, data or promql", |text| named(&BACKENDS, text)).flatten();
+    /// With `auto` the metric decides.
+    backend: &'static str = env.one_of("SDC_BACKEND", &["auto", "data", "promql"]);
     sysdig_ca_file: Option<PathBuf> = env.path("SDC_CA_FILE");
-    insecure_skip_verify: bool = env.switch("SDC_INSECURE_SKIP_VERIFY");
+    insecure_skip_verify: bool = env.one_of("SDC_INSECURE_SKIP_VERIFY", &["false", "true"]) == "true";
     /// For one query, from name resolution to the last byte.
-    sysdig_timeout: Duration = env.duration("SDC_TIMEOUT", ["100ms", "30s"], "5s");
+    sysdig_timeout: Duration = env.ranged("SDC_TIMEOUT", ["100ms", "30s", "5s"], duration);
     /// Queries under way at the same time.
-    max_concurrent: usize = env.number("SDC_MAX_CONCURRENT", [1, 64], 4) as usize;
-    max_queries: u64 = env.number("SDC_MAX_QUERIES_PER_MINUTE", [10, MANY], MANY);
+    max_concurrent: usize = env.ranged("SDC_MAX_CONCURRENT", ["1", "64", "4"], number);
+    max_queries: u64 = env.ranged("SDC_MAX_QUERIES_PER_MINUTE", ["10", "1000000", "1000000"], number);
     /// The shortest one still holds a whole window of samples.
-    max_age: Duration = env.duration("MAX_AGE", ["60s", "1h"], "120s");
+    max_age: Duration = env.ranged("MAX_AGE", ["60s", "1h", "120s"], duration);
     /// How often what is asked for is asked anew; zero asks for every read, and remembers nothing.
-    refresh_interval: Duration = env.duration("REFRESH_INTERVAL", ["0s", "1m"], "10s");
-    external: bool = env.switch("EXTERNAL_METRICS");
+    refresh_interval: Duration = env.ranged("REFRESH_INTERVAL", ["0s", "1m", "10s"], duration);
+    external: bool = env.one_of("EXTERNAL_METRICS", &["false", "true"]) == "true";
     /// None means `[::]:10250`, or `0.0.0.0:10250` without IPv6.
     listen: Option<SocketAddr> = env.parse("LISTEN_ADDR", ADDRESS, |text| text.parse().ok());
     tls_files: Option<(PathBuf, PathBuf)> = env.tls_files();
-    tls13_only: bool = env.parse("TLS_MIN_VERSION", "1.2 or 1.3", |it| named(&TLS_VERSIONS, it)).unwrap_or_default();
+    tls13_only: bool = env.one_of("TLS_MIN_VERSION", &["1.2", "1.3"]) == "1.3";
     /// Where a fresh private directory for the inner sockets is made.
     socket_dir: PathBuf = env.path("SOCKET_DIR").unwrap_or_else(env::temp_dir);
     /// An URL; None outside a pod.
@@ -120,37 +110,33 @@ impl Reader<'_> {
         parsed
     }
 
-    fn number(&mut self, name: &str, [least, most]: [u64; 2], default: u64) -> u64 {
-        let right = format!("a number from {least} to {most}");
-        let found = self.parse(name, &right, |text| text.parse().ok().filter(|it| (least..=most).contains(it)));
-        found.unwrap_or(default)
+    /// One of the `known` texts, by default the first.
+    fn one_of(&mut self, name: &str, known: &[&'static str]) -> &'static str {
+        let find = |text: &str| known.iter().copied().find(|it| *it == text);
+        self.parse(name, &known.join(" or "), find).or(known.first().copied()).unwrap_or_default()
     }
 
-    fn duration(&mut self, name: &str, [least, most]: [&str; 2], default: &str) -> Duration {
-        let range = duration(least)..=duration(most);
-        let right = format!("a duration from {least} to {most}");
-        let found = self.parse(name, &right, |text| duration(text).filter(|found| range.contains(&Some(*found))));
-        found.or_else(|| duration(default)).unwrap_or_default()
-    }
-
-    fn switch(&mut self, name: &str) -> bool {
-        self.parse(name, "true or false", |text| text.parse().ok()).unwrap_or_default()
+    fn ranged<T: Default + PartialOrd>(
+        &mut self,
+        name: &str,
+        [least, most, default]: [&str; 3],
+        read: fn(&str) -> Option<T>,
+    ) -> T {
+        let (range, right) = (read(least)..=read(most), format!("from {least} to {most}"));
+        let found = self.parse(name, &right, |text| Some(read(text)).filter(|it| it.is_some() && range.contains(it)));
+        found.unwrap_or_else(|| read(default)).unwrap_or_default()
     }
 
     fn path(&mut self, name: &str) -> Option<PathBuf> {
         self.parse(name, "an absolute path", |text| Some(PathBuf::from(text)).filter(|path| path.is_absolute()))
     }
 
-    fn token(&mut self) -> TokenSource {
-        let given = self.text("SDC_TOKEN");
-        if let Some(file) = self.path("SDC_TOKEN_FILE") {
-            return TokenSource::File(file);
+    fn secret(&mut self, name: &str) -> Option<Secret> {
+        let found = Secret::new(&self.text(name)?);
+        if found.is_none() {
+            self.mistakes.push(format!("{name} holds blanks, control or non-ASCII characters"));
         }
-        let token = given.as_deref().and_then(Secret::new);
-        if given.is_some() && token.is_none() {
-            self.mistakes.push("SDC_TOKEN holds blanks, control or non-ASCII characters".to_owned());
-        }
-        token.map_or(TokenSource::Missing, TokenSource::Given)
+        found
     }
 
     fn tls_files(&mut self) -> Option<(PathBuf, PathBuf)> {
@@ -163,7 +149,7 @@ impl Reader<'_> {
 
     fn kubernetes(&mut self) -> Option<String> {
         let host = self.parse("KUBERNETES_SERVICE_HOST", "a host name or an address", host)?;
-        Some(format!("https://{host}:{}", self.number("KUBERNETES_SERVICE_PORT", [1, 65_535], 443)))
+        Some(format!("https://{host}:{}", self.ranged("KUBERNETES_SERVICE_PORT", ["1", "65535", "443"], number::<u16>)))
     }
 }
 
@@ -207,13 +193,13 @@ fn endpoint(text: &str) -> Option<String> {
 /// One number with one unit: `500ms`, `5s`, `2m`, `1h`.
 pub(crate) fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
-    let millis = named(&[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)], unit)?;
+    let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+    let (_, millis) = units.into_iter().find(|(it, _)| *it == unit)?;
     number.parse::<u64>().ok()?.checked_mul(millis).map(Duration::from_millis)
 }
 
-/// The value that stands in a table under a name.
-fn named<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
-    table.iter().find(|(it, _)| *it == name).map(|(_, value)| *value)
+fn number<T: FromStr>(text: &str) -> Option<T> {
+    text.parse().ok()
 }
 
 #[cfg(test)]
@@ -228,7 +214,7 @@ mod tests {
     fn without_any_variable_the_defaults_stand() {
         let config = read(&[]).unwrap();
         assert_eq!(config.endpoint, "https://app.sysdigcloud.com");
-        assert_eq!(config.token, TokenSource::Missing);
+        assert_eq!((config.token, config.token_file), (None, None));
         assert_eq!((config.cluster, config.listen, config.kubernetes), (None, None, None));
         assert_eq!((config.sysdig_timeout, config.max_age), (Duration::from_secs(5), Duration::from_secs(120)));
         assert_eq!(config.service_name, "api");
@@ -308,15 +294,14 @@ mod tests {
     #[test]
     fn what_can_be_mended_later_is_no_mistake() {
         let config = read(&[("CLUSTER_NAME", PLACEHOLDER_CLUSTER), ("SDC_TOKEN", ""), ("SDC_ENDPOINT", " ")]).unwrap();
-        assert_eq!((config.cluster, config.token), (None, TokenSource::Missing));
+        assert_eq!((config.cluster, config.token), (None, None));
     }
 
     #[test]
-    fn the_token_file_wins_and_a_token_is_never_shown() {
+    fn a_token_is_never_shown() {
         let config = read(&[("SDC_TOKEN", "abc-def"), ("SDC_TOKEN_FILE", "/etc/sysdig/access-key")]).unwrap();
-        assert_eq!(config.token, TokenSource::File("/etc/sysdig/access-key".into()));
-        let config = read(&[("SDC_TOKEN", "abc-def")]).unwrap();
-        assert_eq!(config.token, TokenSource::Given(Secret::new("abc-def").unwrap()));
+        assert_eq!(config.token_file, Some("/etc/sysdig/access-key".into()));
+        assert_eq!(config.token, Secret::new("abc-def"));
         assert!(!format!("{config:?}").contains("abc-def"));
     }
 

@@ -125,7 +125,7 @@ impl Handler {
     fn health(&self, name: &str, verbose: bool) -> Response {
         let mut checks = vec![("ping", true)];
         if name == "readyz" {
-            checks.push(("certificate", self.serving.is_settled()));
+            checks.push(("certificate", self.serving.settled.load(Ordering::Relaxed)));
             checks.push(("requestheader", self.trust.current().is_some()));
             checks.push(("shutdown", !self.connections.draining.load(Ordering::Relaxed)));
         }

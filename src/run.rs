@@ -159,7 +159,7 @@ fn serve_certificate(config: &Config, kube: &Arc<Kube>, changes: &Arc<Changes>) 
             changes.note("serving certificate", &pair);
             if let Ok(pair) = pair {
                 served.replace(pair);
-                served.settle();
+                served.settled.store(true, Ordering::Relaxed);
                 log::info!("serving certificate {name} is in use");
             }
         });

@@ -1,6 +1,6 @@
 //! Sysdig Monitor: which of its APIs answers a question, and all that both have in common.
 
-use crate::config::{Config, Secret, TokenSource};
+use crate::config::{Config, Secret};
 use crate::prelude::*;
 use crate::tls::{agent, certificates, exchange, explain};
 use crate::{api::JSON, data, promql, quantity::Quantity, route::Resource, selector::Requirement, selector::Tuning};
@@ -129,7 +129,7 @@ impl Sysdig {
     }
 
     pub fn speaks_promql(&self, metric: &str) -> bool {
-        self.config.promql.unwrap_or_else(|| !metric.contains('.'))
+        self.config.backend == "promql" || (self.config.backend == "auto" && !metric.contains('.'))
     }
 
     /// A row for each object that Sysdig knows. Errors: Sysdig failed, or its answer is not about what was asked.
@@ -166,7 +166,7 @@ impl Sysdig {
     }
 
     pub fn catalogue(&self) -> Result<Vec<String>, Error> {
-        let ids = if self.config.promql == Some(true) { promql::names(self)? } else { data::catalogue(self)? };
+        let ids = if self.config.backend == "promql" { promql::names(self)? } else { data::catalogue(self)? };
         Ok(BTreeSet::from_iter(ids).into_iter().collect())
     }
 
@@ -220,10 +220,9 @@ impl Sysdig {
     }
 
     fn token(&self) -> Result<Secret, Error> {
-        let found = match &self.config.token {
-            TokenSource::Given(token) => return Ok(token.clone()),
-            TokenSource::Missing => Err("there is no Sysdig API token".to_owned()),
-            TokenSource::File(path) => match fs::read_to_string(path).map(|text| Secret::new(text.trim())) {
+        let found = match &self.config.token_file {
+            None => self.config.token.clone().ok_or_else(|| "there is no Sysdig API token".to_owned()),
+            Some(path) => match fs::read_to_string(path).map(|text| Secret::new(text.trim())) {
                 Ok(found) => found.ok_or_else(|| format!("{} holds no API token", path.display())),
                 Err(error) => Err(format!("the Sysdig API token cannot be read, {}: {error}", path.display())),
             },

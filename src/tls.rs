@@ -8,7 +8,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme, version};
 use rustls::{client::danger::HandshakeSignatureValid, pki_types::pem::PemObject, server::danger::ClientCertVerified};
 use rustls::{server::danger::ClientCertVerifier, sign::CertifiedKey};
-use std::{sync::atomic::AtomicBool, sync::atomic::Ordering};
+use std::sync::atomic::AtomicBool;
 use ureq::http::{HeaderMap, Method, Request};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Proxy};
@@ -63,26 +63,21 @@ pub fn decode_base64(text: &str) -> Option<Vec<u8>> {
 }
 
 #[derive(Debug, Default)]
-pub struct Serving(Mutex<Option<Arc<CertifiedKey>>>, AtomicBool);
+pub struct Serving {
+    key: Mutex<Option<Arc<CertifiedKey>>>,
+    /// Whether it is one that can be served for long: from then on the adapter counts as ready.
+    pub settled: AtomicBool,
+}
 
 impl Serving {
     pub fn replace(&self, key: Arc<CertifiedKey>) {
-        *lock(&self.0) = Some(key);
-    }
-
-    /// The certificate in use is one that can be served for long: from now on the adapter counts as ready.
-    pub fn settle(&self) {
-        self.1.store(true, Ordering::Relaxed);
-    }
-
-    pub fn is_settled(&self) -> bool {
-        self.1.load(Ordering::Relaxed)
+        *lock(&self.key) = Some(key);
     }
 }
 
 impl ResolvesServerCert for Serving {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        lock(&self.0).clone()
+        lock(&self.key).clone()
     }
 }
 
@@ -187,6 +182,7 @@ impl ClientCertVerifier for AnyClientCertificate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::Ordering;
 
     #[test]
     fn sha256_is_that_of_fips_180() {
@@ -226,13 +222,10 @@ mod tests {
     #[test]
     fn a_serving_certificate_can_be_replaced() {
         let serving = Serving::default();
-        assert!(!serving.is_settled());
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = pem("PRIVATE KEY", &made.signing_key.serialize_der());
         serving.replace(certified_key(pem("CERTIFICATE", made.cert.der()).as_bytes(), key.as_bytes()).unwrap());
-        assert!(!serving.is_settled());
-        serving.settle();
-        assert!(serving.is_settled());
+        assert!(!serving.settled.load(Ordering::Relaxed), "whoever looks after it says when it is");
         assert!(server_config(Arc::new(serving), true).is_ok());
     }
 }
