@@ -3,6 +3,7 @@
 //! is nothing for two parsers to disagree about. Source: <https://www.rfc-editor.org/rfc/rfc9112>.
 
 use crate::prelude::*;
+use crate::route::percent_encode;
 
 /// The headers that mean something to the inner server, in lower case.
 const FORWARDED: [&str; 3] = ["accept", "authorization", "if-none-match"];
@@ -62,13 +63,13 @@ impl<'a> Head<'a> {
         if let Some(IdentityHeaders { username, group, uid, extra_prefix }) = identity {
             for (name, headers) in [("X-Remote-User", username), ("X-Remote-Uid", uid)] {
                 let first = headers.iter().find_map(|name| self.values(name).next().filter(|it| !it.is_empty()));
-                first.into_iter().for_each(|value| line(name, &encode(value)));
+                first.into_iter().for_each(|value| line(name, &percent_encode(value)));
             }
             let groups = group.iter().flat_map(|name| self.values(name)).filter(|value| !value.is_empty());
-            groups.for_each(|value| line("X-Remote-Group", &encode(value)));
+            groups.for_each(|value| line("X-Remote-Group", &percent_encode(value)));
             for (name, value) in &self.headers {
                 if let Some(key) = extra_prefix.iter().find_map(|prefix| name.strip_prefix(prefix.as_str())) {
-                    line(&format!("X-Remote-Extra-{key}"), &encode(value));
+                    line(&format!("X-Remote-Extra-{key}"), &percent_encode(value));
                 }
             }
         }
@@ -134,11 +135,6 @@ fn ascii(bytes: &[u8]) -> Option<&str> {
     std::str::from_utf8(bytes).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' '))
 }
 
-fn encode(value: &[u8]) -> String {
-    let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'%';
-    value.iter().map(|&b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,7 +168,7 @@ mod tests {
                     X-Remote-Uid: 7\r\nX-Remote-Extra-Authentication.kubernetes.io%2fcredential-Id: JTI=1\r\nX-Remote-User: root\r\n\r\n";
         let expected = "GET / HTTP/1.1\r\nHost: adapter\r\nConnection: close\r\nX-Remote-User: jos%C3%A9\r\nX-Remote-Uid: 7\r\n\
                         X-Remote-Group: %C3%89quipe%20100%25\r\nX-Remote-Group: b\r\n\
-                        X-Remote-Extra-authentication.kubernetes.io%2fcredential-id: JTI=1\r\n\r\n";
+                        X-Remote-Extra-authentication.kubernetes.io%2fcredential-id: JTI%3D1\r\n\r\n";
         assert_eq!(rebuilt(head, Some(&kubernetes())), expected);
     }
 

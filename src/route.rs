@@ -281,9 +281,9 @@ pub fn percent_decode(text: &str, form: bool) -> Option<String> {
 }
 
 /// Encodes what could mean something in a query.
-pub fn percent_encode(text: &str) -> String {
+pub fn percent_encode(text: impl AsRef<[u8]>) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+    text.as_ref().iter().map(|&b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 #[cfg(test)]
