@@ -46,7 +46,7 @@ impl User {
 
 pub(crate) struct Auth {
     kube: Arc<Kube>,
-    /// The status of each review by its digest, until when it counts, and whether it is being asked for again.
+    /// The status of each review by its digest, as it holds a token or may be long; until when it counts, and whether it is being asked for again.
     known: Mutex<HashMap<[u8; 32], (Value, Instant, bool)>>,
     refreshes: mpsc::SyncSender<Value>,
 }
@@ -93,7 +93,8 @@ impl Auth {
     /// The status of a review: what is remembered, or what the Kubernetes API says now.
     fn status(&self, review: [&str; 2], spec: &Value, wait: bool, now: Instant) -> Result<Value, Stop> {
         let review = json!({ "apiVersion": review[0], "kind": review[1], "spec": spec });
-        if let Some((status, until, asked_again)) = lock(&self.known).get_mut(&digest(&review)).filter(|it| it.1 > now)
+        if let Some((status, until, asked_again)) =
+            lock(&self.known).get_mut(&sha256(&review.to_string())).filter(|it| it.1 > now)
         {
             if status["allowed"] == true && !*asked_again && *until - now < AHEAD {
                 *asked_again = self.refreshes.try_send(review).is_ok();
@@ -122,13 +123,8 @@ impl Auth {
             known.clear();
         }
         let lifetime = if status["allowed"] == true { ALLOWED } else { OTHER };
-        known.insert(digest(review), (status, now + lifetime, false));
+        known.insert(sha256(&review.to_string()), (status, now + lifetime, false));
     }
-}
-
-/// A review holds a token, or may be long.
-fn digest(review: &Value) -> [u8; 32] {
-    sha256(review.to_string().as_bytes())
 }
 
 pub(crate) fn unauthenticated() -> Error {

@@ -113,7 +113,7 @@ impl Reader<'_> {
     /// One of the `known` texts, by default the first.
     fn one_of(&mut self, name: &str, known: &[&'static str]) -> &'static str {
         let find = |text: &str| known.iter().copied().find(|it| *it == text);
-        self.parse(name, &known.join(" or "), find).or(known.first().copied()).unwrap_or_default()
+        self.parse(name, &known.join(" or "), find).or_else(|| known.first().copied()).unwrap_or_default()
     }
 
     fn ranged<T: Default + PartialOrd>(

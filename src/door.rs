@@ -14,10 +14,9 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::{mem, os::unix::net::UnixStream, path::Path, path::PathBuf, sync::atomic::Ordering, thread};
 
-const HANDSHAKE: Duration = Duration::from_secs(10);
-const HEAD: Duration = Duration::from_secs(10);
+/// For a handshake, for a head, and for an answer to be taken.
+const STEP: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(120);
-const WRITE: Duration = Duration::from_secs(10);
 /// Longer than the longest answer takes.
 const INNER: Duration = Duration::from_secs(60);
 /// A verdict on a certificate is used again for so long on the same connection.
@@ -63,7 +62,7 @@ impl Door {
     fn connection(&self, stream: &TcpStream, ticket: &Ticket) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let session = ServerConnection::new(self.tls.clone()).map_err(io::Error::other)?;
-        let mut tls = StreamOwned::new(session, Timed { stream, deadline: Instant::now() + HANDSHAKE });
+        let mut tls = StreamOwned::new(session, Timed { stream, deadline: Instant::now() + STEP });
         while tls.conn.is_handshaking() {
             tls.conn.complete_io(&mut tls.sock)?;
         }
@@ -99,7 +98,7 @@ impl Door {
 fn exchange(socket: &Path, request: &[u8]) -> io::Result<Vec<u8>> {
     let mut inner = UnixStream::connect(socket)?;
     inner.set_read_timeout(Some(INNER))?;
-    inner.set_write_timeout(Some(WRITE))?;
+    inner.set_write_timeout(Some(STEP))?;
     inner.write_all(request)?;
     inner.shutdown(Shutdown::Write)?;
     let mut answer = Vec::with_capacity(2048);
@@ -180,7 +179,7 @@ impl Peer<'_> {
     fn read_head(&mut self, verified: bool) -> io::Result<Option<Result<Vec<u8>, Error>>> {
         let limit = if verified { HEAD_FRONT_PROXY } else { HEAD_UNVERIFIED };
         let (mut searched, mut chunk) = (0, [0; 8 * 1024]);
-        self.tls.sock.deadline = Instant::now() + if self.buffer.is_empty() { IDLE } else { HEAD };
+        self.tls.sock.deadline = Instant::now() + if self.buffer.is_empty() { IDLE } else { STEP };
         loop {
             self.ticket.set(verified, !self.buffer.is_empty());
             if let Some(length) = head::end(&self.buffer, searched).filter(|length| *length <= limit) {
@@ -193,20 +192,20 @@ impl Peer<'_> {
             searched = self.buffer.len();
             match self.tls.read(&mut chunk) {
                 Err(error) if matches!(error.kind(), TimedOut | WouldBlock) && searched > 0 => {
-                    return Ok(Some(Err(refusal!(RequestTimeout, "the request head did not arrive within {HEAD:?}"))));
+                    return Ok(Some(Err(refusal!(RequestTimeout, "the request head did not arrive within {STEP:?}"))));
                 }
                 Err(error) if matches!(error.kind(), TimedOut | WouldBlock | UnexpectedEof) => return Ok(None),
                 Ok(0) => return Ok(None),
                 received => self.buffer.extend_from_slice(chunk.get(..received?).unwrap_or_default()),
             }
             if searched == 0 {
-                self.tls.sock.deadline = Instant::now() + HEAD;
+                self.tls.sock.deadline = Instant::now() + STEP;
             }
         }
     }
 
     fn send(&mut self, mut answer: Vec<u8>, last: bool) -> io::Result<()> {
-        self.tls.sock.deadline = Instant::now() + WRITE;
+        self.tls.sock.deadline = Instant::now() + STEP;
         let headers = answer.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let close = if last { &b"Connection: close\r\n"[..] } else { b"" };
         answer.splice(headers..headers, close.iter().copied());
