@@ -2,8 +2,7 @@
 //! Source: <https://github.com/kubernetes/metrics/tree/master/pkg/apis>.
 
 use crate::prelude::*;
-use crate::route::{GROUP, Read, Resource};
-use crate::{readings::Item, selector::label_selector, timestamp::rfc3339};
+use crate::{readings::Item, selector::label_selector};
 
 pub(crate) const JSON: &str = "application/json";
 

@@ -2,12 +2,10 @@
 //! Sources: <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#authenticating-proxy>,
 //! <https://kubernetes.io/docs/reference/kubernetes-api/authorization-resources/subject-access-review-v1/>.
 
-use crate::kube::{Kube, unavailable};
 use crate::prelude::*;
-use crate::{api::JSON, handler::Stop, handler::WAIT, route::Read, route::Route, tls::sha256};
+use crate::{handler::Stop, handler::WAIT, kube::unavailable, tls::sha256};
 use serde::{Deserialize, Serialize};
-use std::{collections::HashMap, sync::mpsc, thread};
-use ureq::http::Method;
+use std::{collections::HashMap, sync::mpsc};
 
 /// How long an allowance counts, and how long a denial or what a token stands for.
 const ALLOWED: Duration = Duration::from_secs(60);
@@ -214,7 +212,7 @@ mod tests {
 
     fn auth() -> (Auth, mpsc::Receiver<Value>) {
         let (refreshes, wanted) = mpsc::sync_channel(REFRESHES);
-        let kube = Arc::new(Kube::new(&crate::config::Config::read(|_| None).unwrap()));
+        let kube = Arc::new(Kube::new(&Config::read(|_| None).unwrap()));
         (Auth { kube, known: Mutex::default(), refreshes }, wanted)
     }
 

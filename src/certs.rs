@@ -4,13 +4,9 @@
 //! Source: <https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/api-service-v1/>.
 
 use crate::prelude::*;
-use crate::tls::{Serving, anchors, base64, certificates, certified_key, decode_base64, pem};
-use crate::{api::JSON, changes::Changes, kube::Kube, route::APIS, timestamp::unix_now};
+use crate::tls::{anchors, base64, certificates, certified_key, decode_base64, pem};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime};
-use std::{iter, sync::atomic::Ordering::Relaxed, thread};
-use ureq::http::Method;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime, pem::PemObject};
 use webpki::{EndEntityCert, KeyUsage};
 
 const SECRET: &str = "custom-metrics-apiserver-certificate";

@@ -1,7 +1,7 @@
 //! The live connections: how many there may be, who makes room for whom, and the end of them all.
 
 use crate::prelude::*;
-use std::{net::Shutdown, net::TcpStream, sync::Condvar, sync::atomic::AtomicBool};
+use std::net::{Shutdown, TcpStream};
 
 /// How long a new connection waits for the end of one that was closed for it.
 const ENDING: Duration = Duration::from_secs(1);
@@ -89,7 +89,6 @@ mod tests {
     use std::io::Read;
     use std::net::TcpListener;
 
-    use std::sync::atomic::Ordering;
 
     use super::*;
 
@@ -135,8 +134,8 @@ mod tests {
         let (mut idle, busy) = (pair(), pair());
         let tickets = [connections.admit(&idle.near).unwrap(), connections.admit(&busy.near).unwrap()];
         tickets[1].set(false, true);
-        connections.draining.store(true, Ordering::Relaxed);
-        assert!(connections.draining.load(Ordering::Relaxed));
+        connections.draining.store(true, Relaxed);
+        assert!(connections.draining.load(Relaxed));
         assert!(!connections.close_idle(Duration::ZERO));
         assert_eq!((&*idle.near).read(&mut [0]).unwrap(), 0, "the idle connection reads its end");
         let [first, second] = tickets;

@@ -2,11 +2,9 @@
 //! Source: <https://docs.sysdig.com/en/docs/developer-tools/working-with-the-data-api/>.
 
 use crate::prelude::*;
-use crate::selector::{Operator, Requirement, Tuning};
-use crate::sysdig::{Object, Question, Row, Rows, Scope, Sysdig, invalid_answer, other_object};
-use crate::{api::JSON, promql::label_name, quantity::Quantity, route::Resource};
+use crate::{promql::label_name, sysdig::invalid_answer, sysdig::other_object};
 use serde::Deserialize;
-use std::{iter, vec};
+use std::vec;
 
 /// Every container has it: where it has a value, silence of another metric means idleness.
 const COMPANION: &str = "container.count";

@@ -4,8 +4,7 @@
 //! <https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/3352-aggregated-discovery>.
 
 use crate::prelude::*;
-use crate::promql;
-use crate::route::{Api, EXTERNAL, GROUP, Resource, is_metric_id};
+use crate::{promql, route::Api, route::is_metric_id};
 use std::{hash::DefaultHasher, hash::Hasher, sync::LazyLock};
 
 /// Largest resource list. The aggregator fetches five copies in parallel every 30 seconds, per version.

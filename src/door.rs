@@ -4,15 +4,12 @@
 //! answer and goes on: the inner server's pool cannot starve, and nothing can be smuggled behind a request.
 
 use crate::prelude::*;
-use crate::requestheader::Trust;
-use crate::{api::Response, connections::Connections, connections::Ticket, head::Head, requestheader::RequestHeader};
-use crate::{head, random, server};
-use rustls::pki_types::UnixTime;
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use crate::{connections::Connections, connections::Ticket, head, head::Head, requestheader::RequestHeader, server};
+use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::UnixTime};
 use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::{mem, os::unix::net::UnixStream, path::Path, path::PathBuf, sync::atomic::Ordering, thread};
+use std::{mem, os::unix::net::UnixStream, path::Path, path::PathBuf};
 
 /// For a handshake, for a head, and for an answer to be taken.
 const STEP: Duration = Duration::from_secs(10);
@@ -73,7 +70,7 @@ impl Door {
             let Some(head) = peer.read_head(verified)? else { return peer.close() };
             let answered = head.and_then(|head| self.answer(&mut peer, &head));
             let (answer, keep) = answered.unwrap_or_else(|error| (encode(&error.response()), false));
-            let last = !keep || self.connections.draining.load(Ordering::Relaxed) || Instant::now() >= retire;
+            let last = !keep || self.connections.draining.load(Relaxed) || Instant::now() >= retire;
             peer.send(answer, last)?;
             if last {
                 return peer.close();
@@ -257,7 +254,7 @@ mod tests {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = pem("PRIVATE KEY", &made.signing_key.serialize_der());
         serving.replace(certified_key(pem("CERTIFICATE", made.cert.der()).as_bytes(), key.as_bytes()).unwrap());
-        let kube = Arc::new(Kube::new(&crate::config::Config::read(|_| None).unwrap()));
+        let kube = Arc::new(Kube::new(&Config::read(|_| None).unwrap()));
         let door = Arc::new(Door {
             connections: Arc::new(Connections::new(8)),
             tls: server_config(serving, true).unwrap(),

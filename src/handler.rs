@@ -3,10 +3,10 @@
 use crate::auth::{Auth, User, unauthenticated};
 use crate::discovery::{self, etag, negotiate, not_modified};
 use crate::prelude::*;
-use crate::route::{APIS, Route, percent_decode, route};
-use crate::{api::Response, api::metric_value_list, connections::Connections, readings::Readings};
-use crate::{requestheader::Trust, timestamp::unix_now, tls::Serving};
-use std::{env::consts, sync::atomic::Ordering};
+use crate::{
+    api::metric_value_list, connections::Connections, readings::Readings, route::percent_decode, route::route,
+};
+use std::env::consts;
 use tiny_http::Request;
 
 /// A request; whether a front proxy brought it is a fact of the inner server it came over, never of a header.
@@ -125,9 +125,9 @@ impl Handler {
     fn health(&self, name: &str, verbose: bool) -> Response {
         let mut checks = vec![("ping", true)];
         if name == "readyz" {
-            checks.push(("certificate", self.serving.settled.load(Ordering::Relaxed)));
+            checks.push(("certificate", self.serving.settled.load(Relaxed)));
             checks.push(("requestheader", self.trust.current().is_some()));
-            checks.push(("shutdown", !self.connections.draining.load(Ordering::Relaxed)));
+            checks.push(("shutdown", !self.connections.draining.load(Relaxed)));
         }
         let passed = checks.iter().all(|(_, passed)| *passed);
         let line = |(check, ok)| if ok { format!("[+]{check} ok\n") } else { format!("[-]{check} failed\n") };

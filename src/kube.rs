@@ -4,11 +4,8 @@
 
 use crate::prelude::*;
 use crate::tls::{agent, certificates, exchange, explain};
-use crate::{
-    api::JSON, config::Config, config::Secret, requestheader::RequestHeader, route::Resource, route::percent_encode,
-};
-use crate::{sysdig::Object, sysdig::remark};
-use ureq::{Agent, http::Method};
+use crate::{requestheader::RequestHeader, sysdig::remark};
+use ureq::Agent;
 
 /// Less than a reader waits, who is told then that it was not Sysdig.
 const TIMEOUT: Duration = Duration::from_secs(4);

@@ -28,14 +28,24 @@ pub mod sysdig;
 mod timestamp;
 pub mod tls;
 
-/// What nearly every file uses.
+/// The adapter's own words, and those of others that nearly every file uses.
 mod prelude {
+    pub(crate) use crate::api::{JSON, Response};
+    pub(crate) use crate::config::{Config, Secret};
     pub(crate) use crate::error::{Error, Reason, Result, ensure, quoted, refusal};
-    pub(crate) use crate::lock;
+    pub(crate) use crate::kube::{Kube, items, named};
+    pub(crate) use crate::route::{APIS, EXTERNAL, GROUP, Read, Resource, Route, Select, percent_encode};
+    pub(crate) use crate::selector::{Operator, Requirement, Tuning, settle};
+    pub(crate) use crate::sysdig::{Object, Question, Row, Rows, Scope, Sysdig};
+    pub(crate) use crate::timestamp::{rfc3339, unix_now};
+    pub(crate) use crate::{changes::Changes, lock, quantity::Quantity, random, requestheader::Trust, tls::Serving};
     pub(crate) use serde_json::{Value, json};
     pub(crate) use std::collections::{BTreeMap, BTreeSet};
-    pub(crate) use std::sync::{Arc, Mutex, PoisonError};
+    pub(crate) use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    pub(crate) use std::sync::{Arc, Condvar, Mutex, PoisonError};
     pub(crate) use std::time::{Duration, Instant};
+    pub(crate) use std::{iter, thread};
+    pub(crate) use ureq::http::Method;
 }
 
 /// At least 0 and below 1, for what must not happen everywhere at the same time.

@@ -3,10 +3,7 @@
 //! and how late samples arrive. Source: <https://docs.sysdig.com/en/sysdig-monitor/prometheuspublicapiservicelimits>.
 
 use crate::prelude::*;
-use crate::selector::{Operator, Requirement, Tuning};
-use crate::sysdig::{Object, Question, Row, Rows, STEP, Scope, Sysdig, invalid_answer};
-use crate::{kube::items, quantity::Quantity, route::Resource, route::percent_encode};
-use std::{iter, sync::atomic::Ordering::Relaxed};
+use crate::sysdig::{STEP, invalid_answer};
 
 /// Sysdig's own metrics: the old id, the name in PromQL, and what a sample is. `delta`: the change since the sample
 /// before, as the agent tells it; `gauge`: a state. What applications tell is a `counter`: a total since some start.

@@ -2,13 +2,8 @@
 //! An error makes an autoscaler hold; a false zero scales production down: nothing becomes zero without proof.
 
 use crate::prelude::*;
-use crate::route::{Read, Resource, Select};
 use crate::store::{Job, Outcome, Plan, Store};
-use crate::sysdig::{Object, QUERIES, Question, Row, Rows, Scope, Sysdig};
-use crate::{changes::Changes, config::Config, handler::Stop};
-use crate::{handler::WAIT, kube::Kube, kube::named, quantity::Quantity, selector::Tuning, selector::settle};
-use crate::{server::guarded, timestamp::unix_now};
-use std::{sync::Condvar, sync::atomic::Ordering::Relaxed};
+use crate::{handler::Stop, handler::WAIT, server::guarded, sysdig::QUERIES};
 
 const KUBERNETES: &str = "Kubernetes API";
 const SYSDIG: &str = "Sysdig";

@@ -2,9 +2,8 @@
 //! Source: <https://kubernetes.io/docs/tasks/extend-kubernetes/configure-aggregation-layer/>.
 
 use crate::prelude::*;
-use crate::{changes::Changes, der::common_name, head::IdentityHeaders, kube::Kube, tls};
+use crate::{der::common_name, head::IdentityHeaders, tls};
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
-use std::thread;
 use webpki::{EndEntityCert, KeyUsage};
 
 #[derive(Debug)]

@@ -1,9 +1,8 @@
 //! From a request line to a typed [`Route`]: pure, one match, nothing half understood.
 //! Source: <https://github.com/kubernetes/metrics/tree/master/pkg/apis>.
 
-use crate::discovery;
 use crate::prelude::*;
-use crate::selector::{self, Requirement};
+use crate::{discovery, selector};
 
 const PLACES: &str = "namespaces/NAMESPACE/RESOURCE/NAME/METRIC, namespaces/NAME/metrics/METRIC or nodes/NAME/METRIC";
 const LONGEST_TARGET: usize = 8 * 1024;

@@ -1,14 +1,14 @@
 //! The life of the process: settings, start, work, drain, end.
 
 use crate::prelude::*;
-use crate::tls::{Serving, certified_key, server_config};
-use crate::{auth::Auth, certs::Keeper, changes::Changes, config::Config, connections::Connections, server, timestamp};
-use crate::{door::Door, handler::Handler, kube::Kube, readings::Readings, requestheader::Trust, sysdig::Sysdig};
+use crate::tls::{certified_key, server_config};
+use crate::{
+    auth::Auth, certs::Keeper, connections::Connections, door::Door, handler::Handler, readings::Readings, server,
+};
 use signal_hook::{consts, flag};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
-use std::{env, error, fs, iter, thread};
+use std::{env, error, fs, process::ExitCode};
 use std::{hash::BuildHasher, hash::RandomState, io::Write, os::unix::fs::DirBuilderExt, path::Path, path::PathBuf};
-use std::{process::ExitCode, sync::atomic::AtomicBool, sync::atomic::Ordering};
 
 const PORT: u16 = 10250;
 /// Kubernetes goes on sending requests to an ending pod until every node knows that it ends.
@@ -43,7 +43,7 @@ fn start_log() {
     let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
     log.format(|out, record| {
         let text: String = record.args().to_string().chars().map(visible).collect();
-        writeln!(out, "{} {} {text}", timestamp::rfc3339(timestamp::unix_now()), record.level())
+        writeln!(out, "{} {} {text}", rfc3339(unix_now()), record.level())
     });
     log.init();
 }
@@ -113,11 +113,11 @@ fn work(config: &Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> 
     let door = Arc::new(Door { connections: connections.clone(), tls, trust, front_proxy, direct, age: AGE });
     thread::spawn(move || door.serve(&listener));
 
-    while !ending.load(Ordering::Relaxed) {
+    while !ending.load(Relaxed) {
         thread::park_timeout(Duration::from_millis(50));
     }
     log::info!("ending: not ready any more, answering for {} s", GRACE.as_secs());
-    connections.draining.store(true, Ordering::Relaxed);
+    connections.draining.store(true, Relaxed);
     thread::sleep(GRACE);
     if !connections.close_idle(PATIENCE) {
         log::warn!("some requests are still being answered after {} s", PATIENCE.as_secs());
@@ -159,7 +159,7 @@ fn serve_certificate(config: &Config, kube: &Arc<Kube>, changes: &Arc<Changes>) 
             changes.note("serving certificate", &pair);
             if let Ok(pair) = pair {
                 served.replace(pair);
-                served.settled.store(true, Ordering::Relaxed);
+                served.settled.store(true, Relaxed);
                 log::info!("serving certificate {name} is in use");
             }
         });

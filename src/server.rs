@@ -1,10 +1,10 @@
 //! The inner servers: tiny_http workers that answer from memory, and a bounded pool for what must wait.
 //! A worker never waits for an upstream, so that health and discovery are answered at once whatever Sysdig does.
 
+use crate::handler::{Asked, Handler, Wait};
 use crate::prelude::*;
-use crate::{api::Response, handler::Asked, handler::Handler, handler::Wait};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::{iter, panic::AssertUnwindSafe, panic::catch_unwind, path::Path, process, thread};
+use std::{panic::AssertUnwindSafe, panic::catch_unwind, path::Path, process};
 use tiny_http::{Header, Request, Server};
 
 const WORKERS: usize = 2;

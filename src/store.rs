@@ -1,8 +1,7 @@
 //! What is asked for and what is known of it; when Sysdig is asked next, and for what. Neither waits nor does I/O.
 
 use crate::prelude::*;
-use crate::{config::Config, kube::named, random, readings::Item, route::Select};
-use crate::{sysdig::Question, timestamp::rfc3339};
+use crate::readings::Item;
 
 /// What nobody asks for any more is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(300);

@@ -1,15 +1,11 @@
 //! Sysdig Monitor: which of its APIs answers a question, and all that both have in common.
 
-use crate::config::{Config, Secret};
 use crate::prelude::*;
 use crate::tls::{agent, certificates, exchange, explain};
-use crate::{api::JSON, data, promql, quantity::Quantity, route::Resource, selector::Requirement, selector::Tuning};
-use crate::{timestamp::second_of_day, timestamp::unix_now};
+use crate::{data, promql, timestamp::second_of_day};
 use serde::de::DeserializeOwned;
-use std::{
-    cell::Cell, fs, path::PathBuf, sync::atomic::AtomicI64, sync::atomic::AtomicU64, sync::atomic::Ordering::Relaxed,
-};
-use ureq::{Agent, Proxy, http::Method};
+use std::{cell::Cell, fs, path::PathBuf, sync::atomic::AtomicI64, sync::atomic::AtomicU64};
+use ureq::{Agent, Proxy};
 
 /// Seconds between samples.
 pub(crate) const STEP: u64 = 10;

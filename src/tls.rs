@@ -1,6 +1,5 @@
 //! TLS both ways: certificates, PEM in and out, and the one place where an HTTP client is made.
 
-use crate::config::Secret;
 use crate::prelude::*;
 use rustls::crypto::{self, WebPkiSupportedAlgorithms, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
@@ -8,8 +7,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme, version};
 use rustls::{client::danger::HandshakeSignatureValid, pki_types::pem::PemObject, server::danger::ClientCertVerified};
 use rustls::{server::danger::ClientCertVerifier, sign::CertifiedKey};
-use std::sync::atomic::AtomicBool;
-use ureq::http::{HeaderMap, Method, Request};
+use ureq::http::{HeaderMap, Request};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Proxy};
 
@@ -182,7 +180,6 @@ impl ClientCertVerifier for AnyClientCertificate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::Ordering;
 
     #[test]
     fn sha256_is_that_of_fips_180() {
@@ -225,7 +222,7 @@ mod tests {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = pem("PRIVATE KEY", &made.signing_key.serialize_der());
         serving.replace(certified_key(pem("CERTIFICATE", made.cert.der()).as_bytes(), key.as_bytes()).unwrap());
-        assert!(!serving.settled.load(Ordering::Relaxed), "whoever looks after it says when it is");
+        assert!(!serving.settled.load(Relaxed), "whoever looks after it says when it is");
         assert!(server_config(Arc::new(serving), true).is_ok());
     }
 }
