@@ -89,7 +89,6 @@ mod tests {
     use std::io::Read;
     use std::net::TcpListener;
 
-
     use super::*;
 
     struct Pair {

@@ -13,7 +13,8 @@ use std::thread;
 use std::time::Duration;
 
 use support::http::lock;
-use support::{Adapter, Client, Connection, HPA, HPA_GROUPS, READ, Response, Setup, Stage, eventually};
+use support::sysdig::Series;
+use support::{Adapter, Client, Connection, HPA, HPA_GROUPS, METRIC, READ, Response, Setup, Stage, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
 /// What Kubernetes gives a pod to end.
@@ -203,4 +204,36 @@ fn a_rolling_update_loses_no_read_that_is_answered_from_memory() {
 #[test]
 fn a_rolling_update_loses_no_read_that_waits_for_sysdig() {
     update(&[("REFRESH_INTERVAL", "0s".to_owned())], Duration::from_millis(100));
+}
+
+#[test]
+fn two_replicas_ask_the_same_question_and_give_the_same_answer() {
+    let setup = Stage::new().start(binary(), &[("REFRESH_INTERVAL", "0s".to_owned())]);
+    // What a sum over these comes to depends on where the window ends.
+    let until_unix = setup.sysdig.world().newest();
+    let series = Series::Since { value: 7.0, from_unix: until_unix - 40, until_unix };
+    setup.sysdig.world().set("default", "kuard", METRIC, series);
+    let mut environment = setup.env();
+    environment.push(("REFRESH_INTERVAL", "0s".to_owned()));
+    let second = Adapter::start(binary(), &environment);
+    let clients = [client_of(&setup, &setup.adapter), client_of(&setup, &second)];
+    let path = format!("{READ}?metricLabelSelector=sysdig%2Ftime-aggregation%3Dsum");
+    let read = |client: &Client| {
+        let response = client.get_as(HPA, &HPA_GROUPS, &path);
+        assert_eq!(response.status, 200, "{}", response.text());
+        response.json()["items"][0].clone()
+    };
+    // A step may end between the two.
+    let (asked, answers) = (0..20)
+        .find_map(|_| {
+            let before = setup.sysdig.queries().len();
+            let answers = clients.each_ref().map(read);
+            let asked = setup.sysdig.queries().split_off(before);
+            (answers[0]["timestamp"] == answers[1]["timestamp"]).then_some((asked, answers))
+        })
+        .expect("steps are longer than two reads");
+    assert_eq!(answers[0], answers[1]);
+    assert_eq!(asked.len(), 2, "{asked:#?}");
+    assert_eq!(asked[0], asked[1]);
+    assert_eq!(asked[0]["end"].as_u64().unwrap() % 10, 0);
 }
