@@ -85,6 +85,7 @@ settings! { env:
     max_age: Duration = env.duration("MAX_AGE", ["60s", "1h"], "120s");
     /// How often what is asked for is asked anew; zero asks for every read, and remembers nothing.
     refresh_interval: Duration = env.duration("REFRESH_INTERVAL", ["0s", "1m"], "10s");
+    definitions: Option<PathBuf> = env.path("CONFIG_FILE");
     external: bool = env.switch("EXTERNAL_METRICS");
     /// None means `[::]:10250`, or `0.0.0.0:10250` without IPv6.
     listen: Option<SocketAddr> = env.parse("LISTEN_ADDR", ADDRESS, |text| text.parse().ok());
@@ -212,7 +213,7 @@ pub(crate) fn duration(text: &str) -> Option<Duration> {
 }
 
 /// The value that stands in a table under a name.
-fn named<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
+pub(crate) fn named<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
     table.iter().find(|(it, _)| *it == name).map(|(_, value)| *value)
 }
 
