@@ -9,8 +9,6 @@ use crate::{config::duration, config::named, discovery::etag, promql};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::num::NonZeroU64;
 
-/// What in PromQL stands before a list of labels.
-const LISTS: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "group_right"];
 const SCOPES: [(&str, Option<&Resource>); 3] =
     [("workload", None), ("namespace", Some(&Resource::NAMESPACES)), ("cluster", Some(&Resource::CLUSTER))];
 
@@ -26,7 +24,7 @@ macro_rules! texts {
 
 texts! {
     name: String = |it| is_metric_id(it).then(|| it.to_owned()), "letters, digits, _ . : - only";
-    metric: String = |it| (is_metric_id(it) || is_template(it)).then(|| it.to_owned()),
+    metric: String = |it| if is_metric_id(it) { Some(it.to_owned()) } else { template(it) },
         "an id, or PromQL that groups by (…, $by) and has all of its samples from name{$matchers…}[$window]";
     selector: Vec<Requirement> = |it| selector::parse(it).ok(), "a selector as an HPA's, settings included";
     scope: Option<&'static Resource> = |it| named(&SCOPES, it), "workload, namespace or cluster";
@@ -135,46 +133,38 @@ fn kept(text: &str) -> &'static str {
     found
 }
 
-/// Whether all samples that a template reads are within the scope and over the window, and objects are told apart. What
-/// stands outside of selections and lists of labels has no strings, and each of its words is a call or begins a group.
-fn is_template(text: &str) -> bool {
-    let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+/// The text, if all samples that it reads are within the scope and over the window, and objects are told apart: outside
+/// of selections and of lists of labels there are no strings, and each word is that of a call.
+fn template(text: &str) -> Option<String> {
+    let word = |c: char| c.is_ascii_alphanumeric() || "_:".contains(c);
     let matcher = |text: &str| {
-        let (label, value) = text.trim().strip_suffix('"').and_then(|it| it.split_once('"')).unwrap_or((text, ""));
-        label.chars().all(|c| word(c) || "=~! ".contains(c)) && !value.contains(['"', '\\', '$'])
+        let (label, value) = text.trim().strip_suffix('"')?.split_once('"')?;
+        (label.chars().all(|c| word(c) || "=~! ".contains(c)) && !value.contains(['"', '\\', '$'])).then_some(())
     };
     let mut parts = text.split('{');
-    let mut plain = parts.next().unwrap_or_default().to_owned();
+    let mut plain = parts.next()?.to_owned();
     for part in parts {
-        let part = part.strip_prefix("$matchers").and_then(|it| it.split_once("}[$window]"));
-        let Some((_, after)) =
-            part.filter(|(more, _)| more.find(',').unwrap_or(more.len()) == 0 && more.split(',').all(matcher))
-        else {
-            return false;
-        };
-        let Some(name) = plain.rfind(|c| !word(c)).filter(|_| plain.ends_with(word)) else { return false };
-        plain = format!("{}0 {after}", plain.split_at(name + 1).0);
+        let (more, after) = part.strip_prefix("$matchers")?.split_once("}[$window]")?;
+        let mut matchers = more.split(',');
+        matchers.next().filter(|it| it.is_empty()).and_then(|_| matchers.try_for_each(matcher))?;
+        plain = plain.ends_with(word).then(|| format!("{}0 {after}", plain.trim_end_matches(word)))?;
     }
-    // A word at the end is followed by no group.
-    plain.push(')');
-    let (mut opener, mut grouped) = ("", false);
-    let fits = plain.split('(').all(|part| {
-        let list = if LISTS.contains(&opener) { part.split_once(')') } else { Some(("", part)) };
-        let Some((labels, part)) = list else { return false };
-        let (others, part) = (labels.strip_suffix("$by"), part.trim_end());
-        grouped |= others.is_some();
-        let mut body = part.trim_end_matches(word);
-        opener = part.strip_prefix(body).unwrap_or_default();
-        if ["by", "without"].contains(&opener) {
-            // `sum by (`, or it is not PromQL.
-            body = body.trim_end().trim_end_matches(word);
-        }
-        let bare = body.split(|c| !word(c)).any(|it| it.starts_with(|c: char| !c.is_ascii_digit()));
-        let signs = body.chars().all(|c| word(c) || ".,+-*/%^<>=!) ".contains(c));
-        let names = others.unwrap_or(labels).chars().all(|c| word(c) || ", ".contains(c));
-        names && signs && !bare && !["offset", "info"].contains(&opener)
+    let mut lists = plain.rsplit("$by)");
+    let mut calls = format!("{})", lists.next()?);
+    for part in lists {
+        let (before, _) = part.rsplit_once('(').filter(|it| it.1.chars().all(|c| word(c) || ", ".contains(c)))?;
+        let before = ["by", "on"]
+            .iter()
+            .find_map(|list| before.trim_end().strip_suffix(list))
+            .filter(|it| !it.ends_with(word))?;
+        calls = format!("{before} {calls}");
+    }
+    let fits = calls.split('(').map(|part| part.trim_end().trim_end_matches(word)).all(|part| {
+        let bare = part.split(|c| !word(c)).any(|it| it.starts_with(|c: char| !c.is_ascii_digit()));
+        !bare && part.chars().all(|c| word(c) || ".,+-*/%^<>=!) ".contains(c))
     });
-    fits && grouped
+    let reach = ["offset", "info"].iter().any(|it| calls.to_ascii_lowercase().contains(it));
+    (fits && !reach && plain.contains("$by)")).then(|| text.to_owned())
 }
 
 #[cfg(test)]
@@ -324,6 +314,7 @@ mod tests {
             "sum by ($by) (increase(a:b{$matchers}[$window])) / sum by ($by) (increase(c{$matchers}[$window]))",
             "max by ($by) (max_over_time(a{$matchers,b=\"\"}[$window]))",
             "max(max_over_time(a{$matchers, b!=\"x/y\", c=~\"(d|e).*\"}[$window])) by ($by)",
+            "sum by (le, b, $by) (rate(a{$matchers}[$window]))",
             "sum by ($by) (rate(a{$matchers}[$window])) or (0 * sum by ($by) (rate(b{$matchers}[$window])) > 1e3)",
             "sum by ($by) (rate(a{$matchers}[$window])) * on ($by) group_left () max by ($by) (rate(b{$matchers}[$window]))",
             "clamp_max(100 * avg by ($by) (avg_over_time(a{$matchers}[$window])) - 2.5 ^ 2, 7)",
@@ -349,6 +340,8 @@ mod tests {
             by("rate(a{$matchers}[$window] offset 1h)"),
             by("rate(a{$matchers}[$window]offset 1h)"),
             by("rate(a{$matchers}[$window] offset (1h))"),
+            by("rate(a{$matchers}[$window] OFFSET (1h))"),
+            by("info(rate(a{$matchers}[$window]))"),
             by("rate(a{$matchers}[$window] anchored)"),
             by("a{$matchers[$window]"),
             by("rate(a{$matchers}}[$window])"),
@@ -368,6 +361,7 @@ mod tests {
             format!("up or {selected}"),
             format!("sum($by) + {selected}"),
             format!("{selected} + $by"),
+            format!("{selected} + histogram_fraction(0, $by)"),
             format!("{selected} or {{__name__=\"up\"}}"),
             format!("{selected} or \"up\""),
             format!("{selected} # more"),

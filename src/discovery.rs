@@ -30,9 +30,9 @@ pub(crate) fn document(path: &str, external: bool) -> Option<String> {
 /// 256 KiB, what is defined, services and well-known metrics first: what is left out can be read all the same.
 pub(crate) fn api_resource_list((group, version): Api, metrics: &[String], (file, custom): &InForce) -> String {
     let well_known: Vec<&str> = promql::OWN.lines().filter_map(|line| line.split(' ').next()).collect();
-    let mut names: Vec<&str> = metrics.iter().map(String::as_str).filter(|name| is_metric_id(name)).collect();
     let defined: Vec<&str> = file.metrics.iter().map(|it| it.name.as_str()).collect();
-    names.retain(|name| !defined.contains(name));
+    let mut names: Vec<&str> =
+        metrics.iter().map(String::as_str).filter(|it| is_metric_id(it) && !defined.contains(it)).collect();
     names.sort_unstable_by_key(|name| (!well_known.contains(name), *name));
     names.dedup();
     let names = if names.is_empty() { well_known } else { names };
