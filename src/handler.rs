@@ -6,7 +6,7 @@ use crate::prelude::*;
 use crate::{
     api::metric_value_list, connections::Connections, readings::Readings, route::percent_decode, route::route,
 };
-use std::env::consts;
+use std::{env::consts, mem};
 use tiny_http::Request;
 
 /// A request; whether a front proxy brought it is a fact of the inner server it came over, never of a header.
@@ -36,8 +36,8 @@ pub(crate) struct Handler {
     pub(crate) serving: Arc<Serving>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) external: bool,
-    /// The lists of [`APIS`].
-    pub(crate) resources: Mutex<Vec<String>>,
+    /// The names of Sysdig's metrics, and the lists of [`APIS`].
+    pub(crate) resources: Mutex<(Vec<String>, Vec<String>)>,
 }
 
 impl Asked {
@@ -63,15 +63,18 @@ impl Asked {
 }
 
 impl Handler {
-    /// Takes over the names of Sysdig's metrics.
-    pub(crate) fn list(&self, metrics: &[String]) {
-        *lock(&self.resources) = APIS.map(|api| discovery::api_resource_list(api, metrics)).to_vec();
+    /// Takes over the names of Sysdig's metrics, if there are new ones, and what is defined.
+    pub(crate) fn list(&self, metrics: Option<Vec<String>>) {
+        let (mut known, defined) = (lock(&self.resources), self.readings.definitions.in_force());
+        known.0 = metrics.unwrap_or_else(|| mem::take(&mut known.0));
+        known.1 = APIS.map(|api| discovery::api_resource_list(api, &known.0, &defined)).to_vec();
     }
 
     /// The answer; None if it cannot be had without waiting for more than `wait`.
     pub(crate) fn answer(&self, asked: &Asked, wait: Wait) -> Option<Response> {
         let (method, target) = (asked.request.method().as_str(), asked.request.url());
-        let decided = self.decide(asked, route(method, target, self.external), wait);
+        let decided =
+            self.decide(asked, route(method, target, self.external, self.readings.definitions.in_force().1), wait);
         decided.map(Some).unwrap_or_else(|stop| {
             let error = stop?;
             log::debug!("{method} {target}: {}: {}", error.reason.word(), error.message);
@@ -104,8 +107,8 @@ impl Handler {
             }
             (Route::Document(document), _) => json(&document),
             (Route::Resources(api), _) => {
-                let lists = lock(&self.resources);
-                json(APIS.iter().zip(&*lists).find(|(it, _)| **it == api).map_or("{}", |(_, list)| list))
+                let lists = &lock(&self.resources).1;
+                json(APIS.iter().zip(lists).find(|(it, _)| **it == api).map_or("{}", |(_, list)| list))
             }
             (Route::Health(..) | Route::Version, _) => Ok(version()),
         }

@@ -8,6 +8,7 @@ mod changes;
 pub mod config;
 mod connections;
 mod data;
+pub mod definitions;
 pub mod der;
 mod discovery;
 mod door;

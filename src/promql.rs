@@ -108,6 +108,10 @@ fn ask(sysdig: &Sysdig, query: &str, time: u64) -> Result<Value> {
 /// Name of the series of a metric, and what a sample of it is.
 pub(crate) fn series(question: &Question) -> Result<(String, &'static str)> {
     let metric = question.metric.as_str();
+    if let Some((before, _)) = metric.split_once('{') {
+        let name = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':').next();
+        return Ok((name.unwrap_or_default().to_owned(), "template"));
+    }
     let own = OWN.lines().filter_map(|line| line.split_once(' ').and_then(|(id, it)| Some((id, it.split_once(' ')?))));
     let container = ["sysdig_host_", "sysdig_program_"].iter().find_map(|flavour| metric.strip_prefix(flavour));
     let container = container.map_or_else(|| metric.to_owned(), |rest| format!("sysdig_container_{rest}"));
@@ -139,6 +143,10 @@ fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64) -> Result<
     let samples = format!("{name}{{{matching}}}{range}");
     let by = question.object_labels().into_iter().flatten().map(label_name).collect::<Vec<_>>().join(", ");
     let value = match (kind, time) {
+        // What is put in last is not looked at again.
+        ("template", _) => {
+            question.metric.replace("$by", &by).replace("[$window]", &range).replace("$matchers", &matching)
+        }
         ("counter", "avg" | "timeAvg") => format!("rate({samples})"),
         ("counter", "sum") => format!("increase({samples})"),
         ("counter", _) => return Err(refusal!(InvalidRequest, "{name} counts up: its {time} over time means nothing")),
@@ -153,7 +161,7 @@ fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64) -> Result<
         return Ok(format!("{value} or {time}"));
     }
     let (pod, seen) = (label_name(Resource::PODS.label), format!("{COMPANION}{{{}}}", matchers(cluster, &within)));
-    let each = format!("count by ({by}, {pod}) (last_over_time({seen}{range}))");
+    let each = format!("count by ({pod}, {by}) (last_over_time({seen}{range}))");
     let pods = part("pods", format!("count by ({by}) ({each})"));
     let lag = part("lag", format!("max(timestamp({seen}))"));
     Ok(format!("{value} or {time} or {pods} or {lag}"))

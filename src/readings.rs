@@ -3,7 +3,7 @@
 
 use crate::prelude::*;
 use crate::store::{Job, Outcome, Plan, Store};
-use crate::{handler::Stop, handler::WAIT, server::guarded, sysdig::QUERIES};
+use crate::{definitions::Definitions, handler::Stop, handler::WAIT, server::guarded, sysdig::QUERIES};
 
 const KUBERNETES: &str = "Kubernetes API";
 const SYSDIG: &str = "Sysdig";
@@ -21,6 +21,7 @@ pub(crate) struct Readings {
     kube: Arc<Kube>,
     sysdig: Arc<Sysdig>,
     changes: Arc<Changes>,
+    pub(crate) definitions: Definitions,
     store: Mutex<Store>,
     /// There is something to ask Sysdig for; something was answered.
     work: Condvar,
@@ -29,9 +30,9 @@ pub(crate) struct Readings {
 
 impl Readings {
     pub(crate) fn new(config: &Config, kube: Arc<Kube>, sysdig: Arc<Sysdig>, changes: Arc<Changes>) -> Self {
-        let store = Mutex::new(Store::new(config));
+        let (store, definitions) = (Mutex::new(Store::new(config)), Definitions::default());
         let (work, answered) = (Condvar::new(), Condvar::new());
-        Self { kube, sysdig, changes, store, work, answered }
+        Self { kube, sysdig, changes, definitions, store, work, answered }
     }
 
     /// The values at `now` (Unix seconds), and the seconds of samples that each sums up; for `*` one for each object that
@@ -59,21 +60,31 @@ impl Readings {
     }
 
     fn plan(&self, read: &Read) -> Result<Plan> {
-        let (labels, tuning) = settle(&read.selector, Tuning::default());
-        let (select, metric) = (read.select.clone(), read.metric.clone());
+        let defined = self.definitions.find(&read.metric)?;
+        // The autoscaler's settings win; the labels of both must hold.
+        let (labels, tuning) = settle(&[&*defined.selector, &*read.selector].concat(), Tuning::default());
+        let (mut select, metric) = (read.select.clone(), defined.metric.clone());
         let (resource, promql) = (select.resource, self.sysdig.speaks_promql(&metric));
         let mut question = Question { metric, tuning, resource, legacy: read.described != resource, labels };
-        if promql && *resource == Resource::SERVICES {
+        if let Some(scope) = defined.scope {
+            let (one, what) = (!read.namespace.is_empty() && read.name != "*", scope.kind);
+            ensure!(one, InvalidRequest, "{} measures a {what}: ask for one object by its name", read.metric);
+            let name = if *scope == Resource::CLUSTER { "" } else { &read.namespace }.to_owned();
+            (question.resource, question.legacy) = (scope, false);
+            select = Select { resource: scope, namespace: String::new(), name, labels: String::new() };
+        } else if promql && *resource == Resource::SERVICES {
             // No label tells a Service there, and a pod can be behind several: a Service is what it selects.
             let one = select.name != "*";
             ensure!(one, InvalidRequest, "in PromQL services are read by name only: read pods instead");
             question.resource = &Resource::PODS;
         }
         // Nobody having declared an aggregation, an external metric must be one series, where that can be told.
-        if question.tuning.group.is_empty() && !(promql && read.is_external()) {
+        // So must a template's be, of each object.
+        let single = promql && (read.is_external() || question.metric.contains('{'));
+        if question.tuning.group.is_empty() && !single {
             question.tuning.group = "avg";
         }
-        Ok(Plan { question, select })
+        Ok(Plan { question, select, defined })
     }
 
     /// Asks Sysdig for what is wanted or due, for ever.
@@ -125,7 +136,7 @@ impl Readings {
             return if found.is_empty() { Err(none()) } else { Ok(found.keys().cloned().collect()) };
         }
         let what = || named(resource, namespace, name);
-        let exists = self.kube.objects(resource, place, "", Some(&object))?.contains_key(&object);
+        let exists = name.is_empty() || self.kube.objects(resource, place, "", Some(&object))?.contains_key(&object);
         ensure!(exists, ObjectNotFound, "{} does not exist", what());
         if resource == &rows {
             return Ok(vec![object]);

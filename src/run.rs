@@ -78,7 +78,7 @@ fn work(config: &Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> 
     let connections = Arc::new(Connections::new(capacity(&limits)));
     let (resources, external) = (Mutex::default(), config.external);
     let handler = Arc::new(Handler { auth, readings, trust, serving, connections, external, resources });
-    handler.list(&[]);
+    handler.list(None);
     let (trust, serving, connections) = (handler.trust.clone(), handler.serving.clone(), handler.connections.clone());
 
     let (front_proxy, direct) = (sockets.join("front-proxy"), sockets.join("direct"));
@@ -90,6 +90,16 @@ fn work(config: &Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> 
     if config.insecure_skip_verify {
         log::warn!("SDC_INSECURE_SKIP_VERIFY: whoever sits between the adapter and Sysdig gets the API token");
     }
+    if let Some(file) = config.definitions.clone() {
+        let (name, handler) = (file.display().to_string(), handler.clone());
+        follow([file], move |[content]| {
+            match handler.readings.definitions.load(content) {
+                Ok(hash) => log::info!("CONFIG_FILE {name} is in force, hash {hash}"),
+                Err(mistake) => log::warn!("CONFIG_FILE {name} is not used: {mistake}"),
+            }
+            handler.list(None);
+        });
+    }
     let follower = trust.clone();
     every([30, 1], move || follower.refreshed(true).is_some());
     if let Err(error) = sysdig.check_configured() {
@@ -97,7 +107,7 @@ fn work(config: &Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> 
     }
     // Discovery's list; nothing else depends on it.
     every([600, 30], move || {
-        let found = sysdig.catalogue().map(|metrics| handler.list(&metrics));
+        let found = sysdig.catalogue().map(|metrics| handler.list(Some(metrics)));
         if found.as_ref().err().is_none_or(|error| error.reason != Reason::NotConfigured) {
             changes.note("metric catalogue", &found);
         }
@@ -132,7 +142,7 @@ fn every([period, retry]: [u64; 2], work: impl FnMut() -> bool + Send + 'static)
 }
 
 /// Hands over what the files hold, now and whenever it changes; kubelet brings a change within a minute or two.
-fn follow(files: [PathBuf; 2], apply: impl Fn([Result<Vec<u8>, String>; 2]) + Send + 'static) {
+fn follow<const N: usize>(files: [PathBuf; N], apply: impl Fn([Result<Vec<u8>, String>; N]) + Send + 'static) {
     let mut known = None;
     let mut look = move || {
         let found = Some(files.each_ref().map(|file| fs::read(file).map_err(|error| error.to_string())));

@@ -1,7 +1,7 @@
 //! What is asked for and what is known of it; when Sysdig is asked next, and for what. Neither waits nor does I/O.
 
 use crate::prelude::*;
-use crate::readings::Item;
+use crate::{definitions::Definition, readings::Item, sysdig::STEP};
 
 /// What nobody asks for any more is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(300);
@@ -21,6 +21,8 @@ const NAP: Duration = Duration::from_millis(500);
 pub(crate) struct Plan {
     pub(crate) question: Question,
     pub(crate) select: Select,
+    /// What is done with a value before it is served.
+    pub(crate) defined: Definition,
 }
 
 pub(crate) type Job = (Question, Vec<Select>);
@@ -57,9 +59,9 @@ struct Ask {
     waiting: bool,
     answers: u64,
     answered: Option<Instant>,
-    /// The last good values, and why there are none since then (Unix seconds).
+    /// The last good values, and why there are none, since and at the last attempt (Unix seconds).
     items: Vec<Item>,
-    error: Option<(Error, u64)>,
+    error: Option<(Error, u64, u64)>,
 }
 
 impl Store {
@@ -185,23 +187,34 @@ impl Ask {
                 if forgetful || !error.reason.is_passing() {
                     self.items.clear();
                 }
-                let since = self.error.as_ref().map_or(now, |(_, since)| *since);
-                self.error = Some((error, since));
+                let since = self.error.as_ref().map_or(now, |(_, since, _)| *since);
+                self.error = Some((error, since, now));
             }
         }
     }
 
     /// The values that are not too old, or why there are none.
-    fn outcome(&self, Plan { question, select }: &Plan, max_age: u64, now: u64) -> Result<Vec<Item>> {
+    fn outcome(&self, Plan { question, select, defined }: &Plan, max_age: u64, now: u64) -> Result<Vec<Item>> {
+        let (hold, zero) = defined.absence;
+        let max_age = if defined.max_age > 0 { defined.max_age } else { max_age };
+        let most = max_age.max(if self.error.is_some() { hold } else { 0 });
         let age = |item: &Item| now.saturating_sub(item.2);
-        let good: Vec<Item> = self.items.iter().filter(|item| age(item) <= max_age).cloned().collect();
+        let good = self.items.iter().filter(|item| age(item) <= most);
+        let good: Vec<Item> = good
+            .map(|(name, value, end)| (name.clone(), value.scaled(defined.divide_by, defined.decimals), *end))
+            .collect();
         match (&self.error, self.items.iter().map(age).min()) {
             _ if !good.is_empty() => Ok(good),
-            (Some((error, since)), Some(age)) => {
+            (Some((Error { reason: Reason::NoData, .. }, _, last)), _)
+                if zero && select.name != "*" && now.saturating_sub(*last) + STEP <= max_age =>
+            {
+                Ok(vec![(select.name.clone(), Quantity::ZERO, last - STEP)])
+            }
+            (Some((error, since, _)), Some(age)) => {
                 let (message, since) = (&error.message, rfc3339(*since));
                 Err(Error::new(error.reason, format!("{message} (since {since}; the last value is {age} s old)")))
             }
-            (Some((error, _)), None) => Err(error.clone()),
+            (Some((error, ..)), None) => Err(error.clone()),
             (None, age) => {
                 let object = named(select.resource, &select.namespace, &select.name);
                 let (metric, age) = (&question.metric, age.unwrap_or_default());
@@ -232,7 +245,7 @@ mod tests {
         let (metric, tuning, legacy, labels) = (metric.to_owned(), Tuning::default(), false, Vec::new());
         let question = Question { metric, tuning, resource, legacy, labels };
         let [namespace, name, labels] = ["default", name, ""].map(str::to_owned);
-        Plan { question, select: Select { resource, namespace, name, labels } }
+        Plan { question, select: Select { resource, namespace, name, labels }, defined: Definition::default() }
     }
 
     fn good(end: u64) -> Outcome {

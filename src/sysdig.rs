@@ -27,7 +27,7 @@ const LOGGED: usize = 4096;
 /// What is asked of any number of objects at once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Question {
-    /// Sysdig's id, or a name in PromQL.
+    /// Sysdig's id, a name in PromQL, or a definition's template.
     pub metric: String,
     pub tuning: Tuning,
     /// Of the objects that a row is about.
@@ -44,10 +44,10 @@ impl Question {
         *self.resource == Resource::NODES
     }
 
-    /// Sysdig's labels that tell objects apart: the namespace, if they lie in one, and the name.
+    /// Sysdig's labels that tell objects apart, each if there is one: the namespace, and the name.
     pub(crate) fn object_labels(&self) -> [Option<&'static str>; 2] {
         let name = if self.legacy { "kubernetes.workload.name" } else { self.resource.label };
-        [self.resource.is_namespaced().then_some(Resource::NAMESPACES.label), Some(name)]
+        [self.resource.is_namespaced().then_some(Resource::NAMESPACES.label), Some(name).filter(|it| !it.is_empty())]
     }
 }
 
@@ -124,8 +124,10 @@ impl Sysdig {
         self.token().and_then(|_| self.cluster()).map(|_| ())
     }
 
+    /// A template is PromQL whatever is chosen for the rest.
     pub fn speaks_promql(&self, metric: &str) -> bool {
-        self.config.backend == "promql" || (self.config.backend == "auto" && !metric.contains('.'))
+        let auto = || self.config.backend == "auto" && !metric.contains('.');
+        metric.contains('{') || self.config.backend == "promql" || auto()
     }
 
     /// A row for each object that Sysdig knows. Errors: Sysdig failed, or its answer is not about what was asked.

@@ -1,0 +1,406 @@
+//! What the operator defines in `CONFIG_FILE`: names for Sysdig ids or templates in PromQL with what their values mean,
+//! and custom resources. A file is read whole before it counts; a bad one leaves the last good one in force.
+//! Its schema is docs/definitions.schema.json.
+
+use crate::prelude::*;
+use crate::{config::duration, discovery::etag, promql, route::is_metric_id, route::is_name, selector};
+use serde::{Deserialize, Deserializer, de::Error as _};
+use std::num::NonZeroU64;
+
+const SCOPES: [(&str, Option<&Resource>); 3] =
+    [("workload", None), ("namespace", Some(&Resource::NAMESPACES)), ("cluster", Some(&Resource::CLUSTER))];
+
+/// Reads text for serde, whose errors tell line and column.
+macro_rules! texts {
+    ($($name:ident: $kind:ty = $read:expr, $right:literal;)+) => {
+        $(pub(crate) fn $name<'de, D: Deserializer<'de>>(from: D) -> Result<$kind, D::Error> {
+            let (text, read): (_, fn(&str) -> Option<$kind>) = (String::deserialize(from)?, $read);
+            read(&text).ok_or_else(|| D::Error::custom(format!("{} must be {}", quoted(&text), $right)))
+        })+
+    };
+}
+
+texts! {
+    name: String = |it| is_metric_id(it).then(|| it.to_owned()), "letters, digits, _ . : - only";
+    metric: String = |it| if is_metric_id(it) { Some(it.to_owned()) } else { template(it) },
+        "an id, or PromQL that groups by (…, $by) and has all of its samples from name{$matchers…}[$window]";
+    selector: Vec<Requirement> = |it| selector::parse(it).ok(), "a selector as an HPA's, settings included";
+    scope: Option<&'static Resource> = |it| SCOPES.iter().find(|(name, _)| *name == it).map(|(_, scope)| *scope), "workload, namespace or cluster";
+    absence: (u64, bool) = |it| match it.strip_prefix("hold ") {
+        Some(time) => Some((seconds(time)?, false)),
+        None => ["error", "zero"].contains(&it).then_some((0, it == "zero")),
+    }, "error, zero, or hold 10s to hold 24h";
+    age: u64 = seconds, "10s to 24h";
+    plural: &'static str = |it| is_name(it, 63).then(|| kept(it)), "lower-case letters, digits, - only";
+    word: &'static str = |it| (is_metric_id(&it.replacen('/', ":", 1)) && !it.contains("..")).then(|| kept(it)), "letters, digits, - . / _ only";
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Definition {
+    #[serde(deserialize_with = "name")]
+    pub name: String,
+    /// A Sysdig id, a name in PromQL, or a template.
+    #[serde(deserialize_with = "metric")]
+    pub metric: String,
+    /// Settings included.
+    #[serde(default, deserialize_with = "selector")]
+    pub selector: Vec<Requirement>,
+    /// Whose samples count; None for the object's that is asked about.
+    #[serde(default, deserialize_with = "scope")]
+    pub scope: Option<&'static Resource>,
+    pub divide_by: Option<NonZeroU64>,
+    pub decimals: Option<u32>,
+    /// For how many seconds the last value stands in for a missing one; whether silence is zero.
+    #[serde(default, deserialize_with = "absence")]
+    pub absence: (u64, bool),
+    /// In seconds; 0 for `MAX_AGE`.
+    #[serde(default, deserialize_with = "age")]
+    pub max_age: u64,
+    pub description: Option<String>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct File {
+    pub metrics: Vec<Definition>,
+    pub resources: Vec<Resource>,
+}
+
+/// A file, and its resources, which stay.
+pub(crate) type InForce = (Arc<File>, &'static [Resource]);
+
+/// What is in force, its hash, and what is wrong with the newest file.
+#[derive(Debug, Default)]
+pub struct Definitions(Mutex<(InForce, String, Option<String>)>);
+
+impl Definitions {
+    /// Takes over the content of the file. Returns its hash. Errors: what is wrong with it; nothing else changes then.
+    pub fn load(&self, content: Result<Vec<u8>, String>) -> Result<String, String> {
+        let found = content.and_then(|bytes| Ok((parse(&bytes)?, etag(&bytes).replace('"', ""))));
+        let ((file, resources), hash, mistake) = &mut *lock(&self.0);
+        *mistake = found.as_ref().err().cloned();
+        (*file, *hash) = found.map(|(file, hash)| (Arc::new(file), hash))?;
+        if **resources != *file.resources {
+            *resources = file.resources.clone().leak();
+        }
+        Ok(hash.clone())
+    }
+
+    pub(crate) fn in_force(&self) -> InForce {
+        lock(&self.0).0.clone()
+    }
+
+    /// The hash of what is in force, empty if nothing ever was; and whether the newest file is unusable.
+    pub fn state(&self) -> (String, bool) {
+        let state = lock(&self.0);
+        (state.1.clone(), state.2.is_some())
+    }
+
+    /// The definition of that name, or what a metric of that name is without one.
+    /// Errors: it cannot be told, because there never was a good file.
+    pub(crate) fn find(&self, name: &str) -> Result<Definition> {
+        let ((file, _), hash, mistake) = &*lock(&self.0);
+        let mistake = mistake.as_deref().unwrap_or_default();
+        ensure!(mistake.is_empty() || !hash.is_empty(), NotConfigured, "CONFIG_FILE is not usable: {mistake}");
+        let plain = || Definition { metric: name.to_owned(), ..Definition::default() };
+        Ok(file.metrics.iter().find(|it| it.name == name).cloned().unwrap_or_else(plain))
+    }
+}
+
+/// The content of a file. Errors: the first mistake, with its place or its name.
+pub fn parse(bytes: &[u8]) -> Result<File, String> {
+    let file: File = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let mut taken: BTreeSet<String> = promql::OWN.split_whitespace().map(str::to_owned).collect();
+    taken.extend(Resource::all().map(Resource::qualified));
+    let names = file.resources.iter().map(|it| it.qualified()).chain(file.metrics.iter().map(|it| it.name.clone()));
+    let twice = names.into_iter().find(|name| !taken.insert(name.clone()));
+    twice.map_or(Ok(file), |name| Err(format!("{} is the name of something else already", quoted(&name))))
+}
+
+fn seconds(text: &str) -> Option<u64> {
+    duration(text).map(|it| it.as_secs()).filter(|it| (10..=86_400).contains(it))
+}
+
+/// What stays, since who asked for a resource may still hold it when it is defined no more.
+fn kept(text: &str) -> &'static str {
+    static KEPT: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+    let mut kept = lock(&KEPT);
+    let found = kept.get(text).copied().unwrap_or_else(|| text.to_owned().leak());
+    kept.insert(found);
+    found
+}
+
+/// The text, if all samples that it reads are within the scope and over the window, and objects are told apart: outside
+/// of selections and of lists of labels there are no strings, and each word is that of a call.
+fn template(text: &str) -> Option<String> {
+    let word = |c: char| c.is_ascii_alphanumeric() || "_:".contains(c);
+    let matcher = |text: &str| {
+        let (label, value) = text.trim().strip_suffix('"')?.split_once('"')?;
+        (label.chars().all(|c| word(c) || "=~! ".contains(c)) && !value.contains(['"', '\\', '$'])).then_some(())
+    };
+    let mut parts = text.split('{');
+    let mut plain = parts.next()?.to_owned();
+    for part in parts {
+        let (more, after) = part.strip_prefix("$matchers")?.split_once("}[$window]")?;
+        let mut matchers = more.split(',');
+        matchers.next().filter(|it| it.is_empty()).and_then(|_| matchers.try_for_each(matcher))?;
+        plain = plain.ends_with(word).then(|| format!("{}0 {after}", plain.trim_end_matches(word)))?;
+    }
+    let mut lists = plain.rsplit("$by)");
+    let mut calls = format!("{})", lists.next()?);
+    for part in lists {
+        let (before, _) = part.rsplit_once('(').filter(|it| it.1.chars().all(|c| word(c) || ", ".contains(c)))?;
+        let before = ["by", "on"]
+            .iter()
+            .find_map(|list| before.trim_end().strip_suffix(list))
+            .filter(|it| !it.ends_with(word))?;
+        calls = format!("{before} {calls}");
+    }
+    let fits = calls.split('(').map(|part| part.trim_end().trim_end_matches(word)).all(|part| {
+        let bare = part.split(|c| !word(c)).any(|it| it.starts_with(|c: char| !c.is_ascii_digit()));
+        !bare && part.chars().all(|c| word(c) || ".,+-*/%^<>=!) ".contains(c))
+    });
+    let reach = ["offset", "info"].iter().any(|it| calls.to_ascii_lowercase().contains(it));
+    (fits && !reach && plain.contains("$by)")).then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::selector::Operator;
+
+    const TEMPLATE: &str =
+        "histogram_quantile(0.9, sum by (le, $by) (rate(a_bucket{$matchers,c=~\"5[0-9]+\"}[$window])))";
+
+    fn file(metrics: &Value) -> Vec<u8> {
+        json!({ "metrics": metrics }).to_string().into_bytes()
+    }
+
+    /// The definition of the metric `m` of `a` that has these fields besides.
+    fn defined(mut fields: Value) -> Result<Definition, String> {
+        for (key, value) in [("name", "m"), ("metric", "a")] {
+            fields[key] = fields.get(key).cloned().unwrap_or_else(|| json!(value));
+        }
+        parse(&file(&json!([fields]))).map(|file| file.metrics.into_iter().next().expect("one definition"))
+    }
+
+    /// The resources that this one, with these fields in place of its own, makes.
+    fn resource(fields: &Value) -> Result<Vec<Resource>, String> {
+        let mut queue =
+            json!({ "kind": "Queue", "plural": "queues", "apiVersion": "rabbitmq.com/v1beta1", "label": "queue" });
+        for (key, value) in fields.as_object().expect("fields") {
+            queue[key] = value.clone();
+        }
+        parse(json!({ "resources": [queue] }).to_string().as_bytes()).map(|file| file.resources)
+    }
+
+    #[test]
+    fn every_field_has_its_meaning() {
+        let plain = defined(json!({ "metric": "net.http.request.time" })).unwrap();
+        let [name, metric] = ["m", "net.http.request.time"].map(str::to_owned);
+        assert_eq!(plain, Definition { name, metric, ..Definition::default() });
+        let check = |field: Value, expected: &dyn Fn(&mut Definition)| {
+            let mut wanted = defined(json!({})).unwrap();
+            expected(&mut wanted);
+            assert_eq!(defined(field.clone()), Ok(wanted), "{field}");
+        };
+        check(json!({ "selector": "a=b,!c,sysdig/window=2m" }), &|it| {
+            let unwanted = Requirement { key: "c".to_owned(), operator: Operator::DoesNotExist, values: Vec::new() };
+            let of = |key: &str, value: &str| Requirement::is(key, [value.to_owned()]);
+            it.selector = vec![of("a", "b"), unwanted, of("sysdig/window", "2m")];
+        });
+        check(json!({ "scope": "workload" }), &|_| {});
+        check(json!({ "scope": "namespace" }), &|it| it.scope = Some(&Resource::NAMESPACES));
+        check(json!({ "scope": "cluster" }), &|it| it.scope = Some(&Resource::CLUSTER));
+        check(json!({ "divideBy": 1_000_000, "decimals": 0 }), &|it| {
+            (it.divide_by, it.decimals) = (NonZeroU64::new(1_000_000), Some(0));
+        });
+        check(json!({ "absence": "error" }), &|_| {});
+        check(json!({ "absence": "zero" }), &|it| it.absence = (0, true));
+        check(json!({ "absence": "hold 10s" }), &|it| it.absence = (10, false));
+        check(json!({ "absence": "hold 24h" }), &|it| it.absence = (86_400, false));
+        check(json!({ "maxAge": "3m" }), &|it| it.max_age = 180);
+        check(json!({ "description": "why" }), &|it| it.description = Some("why".to_owned()));
+    }
+
+    #[test]
+    fn a_mistake_is_told_with_its_place_and_what_would_be_right() {
+        let table = [
+            (json!({ "metric": "a'b" }), "must be an id, or PromQL that groups by (…, $by)"),
+            (json!({ "scope": "all" }), "\"all\" must be workload, namespace or cluster"),
+            (json!({ "selector": "a='b'" }), "must be a selector as an HPA's, settings included"),
+            (json!({ "selector": "a=b,sysdig/window=1h" }), "must be a selector"),
+            (json!({ "divideBy": 0 }), "invalid value"),
+            (json!({ "divideBy": -1 }), "invalid value"),
+            (json!({ "divideBy": 1.5 }), "invalid type"),
+            (json!({ "decimals": -1 }), "invalid value"),
+            (json!({ "absence": "" }), "\"\" must be error, zero, or hold 10s to hold 24h"),
+            (json!({ "absence": "hold" }), "must be error"),
+            (json!({ "absence": "hold 9s" }), "must be error"),
+            (json!({ "absence": "hold 25h" }), "must be error"),
+            (json!({ "absence": "none" }), "must be error"),
+            (json!({ "maxAge": "" }), "\"\" must be 10s to 24h"),
+            (json!({ "maxAge": "1s" }), "must be 10s to 24h"),
+            (json!({ "maxAge": 60 }), "invalid type"),
+            (json!({ "nope": 1 }), "unknown field `nope`"),
+            (json!({ "name": "" }), "\"\" must be letters, digits, _ . : - only"),
+            (json!({ "name": "a b" }), "must be letters"),
+            (json!({ "name": "..." }), "must be letters"),
+        ];
+        for (fields, mistake) in table {
+            let found = defined(fields.clone()).expect_err(&fields.to_string());
+            assert!(found.contains(mistake) && found.contains(" at line 1 column "), "{fields}: {found}");
+        }
+        for text in ["", "{\"metrics\":[]", "{\"metrics\":[],\"more\":1}", "{\"metrics\":{}}", "\u{feff}{}"] {
+            assert!(parse(text.as_bytes()).is_err(), "{text}");
+        }
+        for (text, field) in [(r#"{"metrics":[{"metric":"a"}]}"#, "name"), (r#"{"metrics":[{"name":"a"}]}"#, "metric")]
+        {
+            let found = parse(text.as_bytes()).expect_err(text);
+            assert!(found.starts_with(&format!("missing field `{field}` at line 1")), "{found}");
+        }
+        assert_eq!(parse(b"{}"), Ok(File::default()));
+    }
+
+    #[test]
+    fn no_name_is_given_twice() {
+        for name in ["cpu.used.percent", "sysdig_container_cpu_used_percent"] {
+            let expected = format!("{name:?} is the name of something else already");
+            assert_eq!(defined(json!({ "name": name })), Err(expected));
+        }
+        let twice = file(&json!([{ "name": "m", "metric": "a" }, { "name": "m", "metric": "b" }]));
+        assert_eq!(parse(&twice), Err("\"m\" is the name of something else already".to_owned()));
+        let deployments = json!({ "plural": "deployments", "apiVersion": "apps/v2" });
+        assert!(resource(&deployments).unwrap_err().contains("\"deployments.apps\" is the name of something else"));
+        assert!(resource(&json!({ "plural": "pods", "apiVersion": "v1" })).is_err());
+        assert!(resource(&json!({ "plural": "pods" })).is_ok(), "pods of another group are no pods");
+    }
+
+    #[test]
+    fn a_custom_resource_has_kubernetes_words_and_a_label_of_sysdigs() {
+        let found = resource(&json!({})).unwrap();
+        let [kind, api_version] = ["Queue", "rabbitmq.com/v1beta1"];
+        let expected = Resource { kind, plural: "queues", api_version, label: "queue", workload_type: "" };
+        assert_eq!(found, [expected]);
+        assert!(found[0].is_namespaced() && !found[0].counts_pods());
+        let again = resource(&json!({})).unwrap();
+        assert!(std::ptr::eq(found[0].kind, again[0].kind), "each word is kept once");
+        for (field, value) in [
+            ("kind", "A\"b"),
+            ("kind", ""),
+            ("kind", "a b"),
+            ("plural", "Queues"),
+            ("plural", "a/b"),
+            ("plural", ""),
+            ("apiVersion", "a/b/c"),
+            ("apiVersion", "a?b"),
+            ("apiVersion", "../x"),
+            ("label", "a}"),
+            ("label", "é"),
+            ("label", "a=b"),
+            ("workloadType", "deployment"),
+        ] {
+            assert!(resource(&json!({ field: value })).is_err(), "{field}: {value}");
+        }
+    }
+
+    #[test]
+    fn all_that_a_template_selects_is_within_the_scope_and_over_a_window() {
+        let good = [
+            TEMPLATE,
+            "sum by ($by) (increase(a:b{$matchers}[$window])) / sum by ($by) (increase(c{$matchers}[$window]))",
+            "max by ($by) (max_over_time(a{$matchers,b=\"\"}[$window]))",
+            "max(max_over_time(a{$matchers, b!=\"x/y\", c=~\"(d|e).*\"}[$window])) by ($by)",
+            "sum by (le, b, $by) (rate(a{$matchers}[$window]))",
+            "sum by ($by) (rate(a{$matchers}[$window])) or (0 * sum by ($by) (rate(b{$matchers}[$window])) > 1e3)",
+            "sum by ($by) (rate(a{$matchers}[$window])) * on ($by) group_left () max by ($by) (rate(b{$matchers}[$window]))",
+            "clamp_max(100 * avg by ($by) (avg_over_time(a{$matchers}[$window])) - 2.5 ^ 2, 7)",
+        ];
+        for template in good {
+            assert_eq!(defined(json!({ "metric": template })).map(|it| it.metric), Ok(template.to_owned()));
+        }
+        let by = |text: &str| format!("sum by ($by) ({text})");
+        let selected = by("rate(a{$matchers}[$window])");
+        let bad = [
+            by("up"),
+            by("a{$matchers}"),
+            by("rate(a{$matchers}[5m])"),
+            by("rate(a{b=\"c\",$matchers}[$window])"),
+            by("rate(a{}[$window])"),
+            by("rate({$matchers}[$window])"),
+            by("rate(a {$matchers}[$window])"),
+            by("rate(a{$matchers}[$window]) + rate(b[5m])"),
+            by("rate(b[5m]) + rate(a{$matchers}[$window])"),
+            by("b @ 0 + rate(a{$matchers}[$window])"),
+            by("rate(a{$matchers}[$window] @ 0)"),
+            by("rate(a{$matchers}[$window])[1h:1m]"),
+            by("rate(a{$matchers}[$window] offset 1h)"),
+            by("rate(a{$matchers}[$window]offset 1h)"),
+            by("rate(a{$matchers}[$window] offset (1h))"),
+            by("rate(a{$matchers}[$window] OFFSET (1h))"),
+            by("info(rate(a{$matchers}[$window]))"),
+            by("rate(a{$matchers}[$window] anchored)"),
+            by("a{$matchers[$window]"),
+            by("rate(a{$matchers}}[$window])"),
+            by("a{$matchers{$matchers}[$window]"),
+            by("rate(a{$matchers,b=\"}[$window]) + rate(c{$matchers,d=\"}[$window])"),
+            by("rate(a{$matchers,b=\"\\\"}[$window])"),
+            by("rate(a{$matchers,b='c'}[$window])"),
+            by("rate(a{$matchers,b=\"$matchers\"}[$window])"),
+            by("rate(a{$matchers,b=\"c\" or d=\"e\"}[$window])"),
+            by("rate(a{$matchers or d=\"e\"}[$window])"),
+            by("rate(a{$matchers,b=`c`}[$window])"),
+            format!("{selected} or up"),
+            format!("{selected} or (up)"),
+            format!("{selected} or b{{c=\"d\"}}"),
+            format!("{selected} or up:rate"),
+            format!("{selected} or or"),
+            format!("up or {selected}"),
+            format!("sum($by) + {selected}"),
+            format!("{selected} + $by"),
+            format!("{selected} + histogram_fraction(0, $by)"),
+            format!("{selected} or {{__name__=\"up\"}}"),
+            format!("{selected} or \"up\""),
+            format!("{selected} # more"),
+            format!("{selected}\n"),
+            format!("{selected};"),
+            "sum(rate(a{$matchers}[$window]))".to_owned(),
+            "rate(a{$matchers}[$window])".to_owned(),
+            "sum by (a, $by, b) (rate(a{$matchers}[$window]))".to_owned(),
+            "$by{$matchers}[$window]".to_owned(),
+            "sum(a)".to_owned(),
+            String::new(),
+        ];
+        for template in bad {
+            let mistake = defined(json!({ "metric": template })).expect_err(&template);
+            assert!(mistake.contains("must be an id, or PromQL that groups by"), "{template}: {mistake}");
+        }
+    }
+
+    #[test]
+    fn a_bad_file_leaves_the_last_good_one_in_force() {
+        let definitions = Definitions::default();
+        assert_eq!(definitions.find("m").unwrap().metric, "m", "without a file a metric is what it is");
+        assert_eq!(definitions.state(), (String::new(), false));
+        assert!(definitions.load(Err("gone".to_owned())).is_err());
+        let refusal = definitions.find("m").expect_err("its definition might say something else");
+        assert_eq!(refusal.reason, Reason::NotConfigured);
+        assert!(refusal.message.ends_with("CONFIG_FILE is not usable: gone"), "{}", refusal.message);
+        let first = definitions.load(Ok(file(&json!([])))).unwrap();
+        assert_eq!((first.len(), definitions.state()), (16, (first.clone(), false)));
+        for bad in [Err("gone".to_owned()), Ok(Vec::new())] {
+            assert!(definitions.load(bad).is_err());
+            assert_eq!(definitions.find("m").unwrap().metric, "m");
+            assert_eq!(definitions.state(), (first.clone(), true));
+        }
+        let good = file(&json!([{ "name": "m", "metric": "a", "maxAge": "1m" }, { "name": "n", "metric": "b" }]));
+        let second = definitions.load(Ok(good)).unwrap();
+        assert_ne!(second, first);
+        assert!(definitions.load(Ok(b"{".to_vec())).is_err());
+        assert_eq!(definitions.state(), (second, true));
+        let found = definitions.find("m").unwrap();
+        assert_eq!((found.metric.as_str(), found.max_age), ("a", 60));
+        assert_eq!(definitions.find("other").unwrap().metric, "other");
+    }
+}
