@@ -1,6 +1,6 @@
 //! Says in the log what changed, and only that: an outage is one line when it starts and one when it ends.
 
-use crate::prelude::*;
+use crate::{metrics, prelude::*};
 use std::mem;
 
 /// Of each thing: the reason it fails for, if it does, and how often it did so far.
@@ -19,11 +19,14 @@ impl Changes {
         let mut states = lock(&self.0);
         let (failing, failures) = states.entry(thing).or_default();
         let before = mem::replace(failing, error.map(|error| error.reason));
+        let ended = mem::replace(failures, if error.is_some() { *failures + 1 } else { 0 });
+        for (reason, count) in [(before, 0), (*failing, *failures)] {
+            let labels = format!(r#"thing="{thing}",reason="{}""#, reason.map_or("ok", Reason::word));
+            metrics::set("consecutive_failures", &labels, count as f64);
+        }
         let Some(Error { reason, message, .. }) = error else {
-            let failures = mem::take(failures);
-            return before.map(|_| (log::Level::Info, format!("{thing}: works again (failures: {failures})")));
+            return before.map(|_| (log::Level::Info, format!("{thing}: works again (failures: {ended})")));
         };
-        *failures += 1;
         let line = || (log::Level::Warn, format!("{thing}: {}: {message}", reason.word()));
         (before != Some(*reason)).then(line)
     }

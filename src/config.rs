@@ -88,6 +88,8 @@ settings! { env:
     external: bool = env.switch("EXTERNAL_METRICS");
     /// None means `[::]:10250`, or `0.0.0.0:10250` without IPv6.
     listen: Option<SocketAddr> = env.parse("LISTEN_ADDR", ADDRESS, |text| text.parse().ok());
+    /// Where the adapter's own metrics are served to anybody.
+    metrics_addr: Option<SocketAddr> = env.parse("METRICS_ADDR", ADDRESS, |text| text.parse().ok());
     tls_files: Option<(PathBuf, PathBuf)> = env.tls_files();
     tls13_only: bool = env.parse("TLS_MIN_VERSION", "1.2 or 1.3", |it| named(&TLS_VERSIONS, it)).unwrap_or_default();
     /// Where a fresh private directory for the inner sockets is made.

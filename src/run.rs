@@ -74,19 +74,18 @@ fn work(config: &Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> 
     let (auth, trust) = (Auth::start(kube.clone()), Arc::new(Trust::new(kube.clone(), changes.clone())));
     let readings = Readings::new(config, kube.clone(), sysdig.clone(), changes.clone());
     let serving = serve_certificate(config, &kube, &changes)?;
-    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let connections = Arc::new(Connections::new(capacity(&limits)));
-    let (resources, external) = (Mutex::default(), config.external);
-    let handler = Arc::new(Handler { auth, readings, trust, serving, connections, external, resources });
+    let places = capacity(&fs::read_to_string("/proc/self/limits").unwrap_or_default());
+    let (connections, external) = (Arc::new(Connections::new(places)), config.external);
+    let handler = Handler { auth, readings, trust, serving, connections, external, resources: Mutex::default() };
+    let handler = Arc::new(handler);
     handler.list(&[]);
     let (trust, serving, connections) = (handler.trust.clone(), handler.serving.clone(), handler.connections.clone());
 
     let (front_proxy, direct) = (sockets.join("front-proxy"), sockets.join("direct"));
     server::start(&handler, [(true, &front_proxy), (false, &direct)])?;
-    for _ in 0..config.max_concurrent {
-        let handler = handler.clone();
-        server::spawn("refresh", move || handler.readings.refresh())?;
-    }
+    let refresher = handler.clone();
+    server::crew("refresh", config.max_concurrent, move || refresher.readings.refresh())?;
+    config.metrics_addr.map(|address| server::serve_metrics(handler.clone(), address)).transpose()?;
     if config.insecure_skip_verify {
         log::warn!("SDC_INSECURE_SKIP_VERIFY: whoever sits between the adapter and Sysdig gets the API token");
     }
