@@ -29,27 +29,25 @@ pub(crate) fn response(connections: &Connections) -> Response {
     connections.measure();
     set("build_info", concat!("version=\"", env!("CARGO_PKG_VERSION"), "\""), 1.0);
     // proc(5); a tick is 10 ms wherever Kubernetes runs.
-    let read = |file: &str| fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
+    let read = |file| fs::read_to_string(file).unwrap_or_default();
     let number = |text: &str| text.split_whitespace().next()?.parse::<f64>().ok();
-    let ticks: f64 = read("stat").split(' ').skip(13).take(2).filter_map(number).sum();
-    let memory = read("status").lines().find_map(|line| number(line.strip_prefix("VmRSS:")?)).unwrap_or_default();
+    let ticks: f64 = read("/proc/self/stat").split(' ').skip(13).take(2).filter_map(number).sum();
+    let memory = read("/proc/self/status").lines().find_map(|line| number(line.strip_prefix("VmRSS:")?));
     set("process_cpu_seconds_total", "", ticks / 100.0);
-    set("process_resident_memory_bytes", "", memory * 1024.0);
+    set("process_resident_memory_bytes", "", memory.unwrap_or_default() * 1024.0);
     set("process_open_fds", "", fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as f64);
     let (mut text, all) = (String::new(), lock(&SERIES));
     for line in include_str!("metrics.txt").lines() {
         text += &format!("{line}\n");
         let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) else { continue };
         for ((_, labels), (sum, below)) in all.iter().filter(|((end, _), _)| name.ends_with(end)) {
-            if kind != "histogram" {
-                text += &format!("{name}{{{labels}}} {sum}\n");
-                continue;
-            }
-            for (bound, count) in BOUNDS.iter().zip(below) {
-                text += &format!("{name}_bucket{{{labels},le=\"{bound}\"}} {count}\n");
-            }
-            let count = below.last().unwrap_or(&0);
-            text += &format!("{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}\n");
+            let buckets = BOUNDS.iter().zip(below).filter(|_| kind == "histogram");
+            buckets.for_each(|(bound, count)| text += &format!("{name}_bucket{{{labels},le=\"{bound}\"}} {count}\n"));
+            let total = match (kind, below) {
+                ("histogram", [.., count]) => &format!("{name}_count{{{labels}}} {count}\n{name}_sum"),
+                _ => name,
+            };
+            text += &format!("{total}{{{labels}}} {sum}\n");
         }
     }
     Response::bytes(200, "text/plain; version=0.0.4; charset=utf-8", text.into_bytes())

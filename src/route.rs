@@ -93,7 +93,6 @@ pub enum Route {
     Document(String),
     /// `healthz` and `livez`: the process works; `readyz`: it can be sent requests. True with `?verbose`.
     Health(&'static str, bool),
-    /// The adapter's own.
     Metrics,
     Read(Box<Read>),
     /// `/apis/GROUP/VERSION`

@@ -86,17 +86,16 @@ fn overloaded() -> Error {
 /// Sends the answer that waiting for no more than `wait` led to, and takes down that it did.
 fn respond(Asked { request, since, user, kind, .. }: Asked, wait: Wait, answer: Result<Response>) {
     let (reason, why) =
-        answer.as_ref().map_or_else(|it| (it.reason.word(), it.message.clone()), |_| ("ok", String::new()));
+        answer.as_ref().map_or_else(|it| (it.reason.word(), format!(": {}", it.message)), |_| ("ok", String::new()));
     let response = answer.unwrap_or_else(|error| error.response());
     let (method, target, status, took) = (request.method(), request.url(), response.status, since.elapsed());
-    log::debug!("{method} {target} by {user:?} in {took:?}: {status} {reason} {why}");
+    log::debug!("{method} {target} by {user:?} in {took:?}: {status} {reason}{why}");
     let labels = format!(r#"route="{kind}",code="{status}",reason="{reason}",waited_for="{wait:?}""#);
     observe("request_duration_seconds", &labels.to_ascii_lowercase(), took.as_secs_f64());
     let answer = tiny_http::Response::from_data(response.body).with_status_code(response.status);
-    let mut answer = answer.with_chunked_threshold(usize::MAX);
+    let answer = answer.with_chunked_threshold(usize::MAX);
     let common = [("Content-Type", response.content_type), ("Cache-Control", "no-cache, private".to_owned())];
-    for header in common.into_iter().chain(response.headers).flat_map(|(name, value)| Header::from_bytes(name, value)) {
-        answer.add_header(header);
-    }
+    let headers = common.into_iter().chain(response.headers).flat_map(|(name, value)| Header::from_bytes(name, value));
+    let answer = headers.fold(answer, tiny_http::Response::with_header);
     request.respond(answer).unwrap_or_else(|error| log::debug!("an answer could not be sent: {error}"));
 }
