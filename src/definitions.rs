@@ -91,12 +91,6 @@ impl Definitions {
         lock(&self.0).0.clone()
     }
 
-    /// The hash of what is in force, empty if nothing ever was; and whether the newest file is unusable.
-    pub fn state(&self) -> (String, bool) {
-        let state = lock(&self.0);
-        (state.1.clone(), state.2.is_some())
-    }
-
     /// The definition of that name, or what a metric of that name is without one.
     /// Errors: it cannot be told, because there never was a good file.
     pub(crate) fn find(&self, name: &str) -> Result<Definition> {
@@ -168,6 +162,12 @@ fn template(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The hash of what is in force, and whether the newest file is unusable.
+    fn state(Definitions(state): &Definitions) -> (String, bool) {
+        let state = lock(state);
+        (state.1.clone(), state.2.is_some())
+    }
     use crate::selector::Operator;
 
     const TEMPLATE: &str =
@@ -382,23 +382,23 @@ mod tests {
     fn a_bad_file_leaves_the_last_good_one_in_force() {
         let definitions = Definitions::default();
         assert_eq!(definitions.find("m").unwrap().metric, "m", "without a file a metric is what it is");
-        assert_eq!(definitions.state(), (String::new(), false));
+        assert_eq!(state(&definitions), (String::new(), false));
         assert!(definitions.load(Err("gone".to_owned())).is_err());
         let refusal = definitions.find("m").expect_err("its definition might say something else");
         assert_eq!(refusal.reason, Reason::NotConfigured);
         assert!(refusal.message.ends_with("CONFIG_FILE is not usable: gone"), "{}", refusal.message);
         let first = definitions.load(Ok(file(&json!([])))).unwrap();
-        assert_eq!((first.len(), definitions.state()), (16, (first.clone(), false)));
+        assert_eq!((first.len(), state(&definitions)), (16, (first.clone(), false)));
         for bad in [Err("gone".to_owned()), Ok(Vec::new())] {
             assert!(definitions.load(bad).is_err());
             assert_eq!(definitions.find("m").unwrap().metric, "m");
-            assert_eq!(definitions.state(), (first.clone(), true));
+            assert_eq!(state(&definitions), (first.clone(), true));
         }
         let good = file(&json!([{ "name": "m", "metric": "a", "maxAge": "1m" }, { "name": "n", "metric": "b" }]));
         let second = definitions.load(Ok(good)).unwrap();
         assert_ne!(second, first);
         assert!(definitions.load(Ok(b"{".to_vec())).is_err());
-        assert_eq!(definitions.state(), (second, true));
+        assert_eq!(state(&definitions), (second, true));
         let found = definitions.find("m").unwrap();
         assert_eq!((found.metric.as_str(), found.max_age), ("a", 60));
         assert_eq!(definitions.find("other").unwrap().metric, "other");

@@ -3,9 +3,8 @@
 use crate::auth::{Auth, User, unauthenticated};
 use crate::discovery::{self, etag, negotiate, not_modified};
 use crate::prelude::*;
-use crate::{
-    api::metric_value_list, connections::Connections, readings::Readings, route::percent_decode, route::route,
-};
+use crate::{api::metric_value_list, connections::Connections, metrics};
+use crate::{readings::Readings, route::percent_decode, route::route};
 use std::{env::consts, mem};
 use tiny_http::Request;
 
@@ -14,6 +13,9 @@ pub(crate) struct Asked {
     pub(crate) request: Request,
     pub(crate) front_proxy: bool,
     pub(crate) since: Instant,
+    /// For the log and the metrics: who asks, once that is known, and for what kind of thing.
+    pub(crate) user: String,
+    pub(crate) kind: &'static str,
 }
 
 /// Why there is no answer: a refusal, or [`WAIT`].
@@ -22,9 +24,9 @@ pub(crate) type Stop = Option<Error>;
 pub(crate) const WAIT: Stop = None;
 
 /// What an answer may wait for; each includes those before it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Wait {
-    No,
+    Nothing,
     Reviews,
     Sysdig,
 }
@@ -41,6 +43,10 @@ pub(crate) struct Handler {
 }
 
 impl Asked {
+    pub(crate) fn new(request: Request, front_proxy: bool) -> Self {
+        Self { request, front_proxy, since: Instant::now(), user: String::new(), kind: "open" }
+    }
+
     fn values(&self, name: &'static str) -> impl Iterator<Item = &str> {
         self.request.headers().iter().filter(move |it| it.field.equiv(name)).map(|it| it.value.as_str())
     }
@@ -70,31 +76,25 @@ impl Handler {
         known.1 = APIS.map(|api| discovery::api_resource_list(api, &known.0, &defined)).to_vec();
     }
 
-    /// The answer; None if it cannot be had without waiting for more than `wait`.
-    pub(crate) fn answer(&self, asked: &Asked, wait: Wait) -> Option<Response> {
-        let (method, target) = (asked.request.method().as_str(), asked.request.url());
-        let decided =
-            self.decide(asked, route(method, target, self.external, self.readings.definitions.in_force().1), wait);
-        decided.map(Some).unwrap_or_else(|stop| {
-            let error = stop?;
-            log::debug!("{method} {target}: {}: {}", error.reason.word(), error.message);
-            Some(error.response())
-        })
-    }
-
-    fn decide(&self, asked: &Asked, routed: Result<Route, Error>, wait: Wait) -> Result<Response, Stop> {
-        match routed {
-            Ok(Route::Health(name, verbose)) => return Ok(self.health(name, verbose)),
+    /// Errors: a refusal, or that the answer cannot be had without waiting for more than `wait`.
+    pub(crate) fn answer(&self, asked: &mut Asked, wait: Wait) -> Result<Response, Stop> {
+        let custom = self.readings.definitions.in_force().1;
+        let routed = route(asked.request.method().as_str(), asked.request.url(), self.external, custom);
+        asked.kind = match &routed {
+            Ok(Route::Health(name, verbose)) => return Ok(self.health(name, *verbose)),
             Ok(Route::Version) => return Ok(version()),
-            _ => {}
-        }
+            Ok(Route::Read(_)) => "read",
+            Ok(_) => "document",
+            Err(_) => "none",
+        };
         let (now, review) = (Instant::now(), wait >= Wait::Reviews);
         let user = self.user(asked, review, now)?;
+        asked.user.clone_from(&user.name);
         let route = routed?;
         let path = asked.request.url().split('?').next().unwrap_or_default();
         self.auth.check(&user, &route, path, review, now)?;
         let (accept, known) = (asked.values("Accept").next(), asked.values("If-None-Match").next());
-        let form = negotiate(accept, path.trim_end_matches('/') == "/apis")?;
+        let form = negotiate(accept.filter(|_| route != Route::Metrics), path.trim_end_matches('/') == "/apis")?;
         let json = |text: &str| Ok(document("application/json", text, known));
         match (route, form) {
             (_, Some(version)) => {
@@ -103,6 +103,8 @@ impl Handler {
             }
             (Route::Read(read), _) => {
                 let (items, window) = self.readings.read(&read, wait == Wait::Sysdig, unix_now())?;
+                let oldest = items.iter().map(|it| unix_now().saturating_sub(it.2)).max().unwrap_or_default();
+                metrics::observe("served_age_seconds", &format!(r#"group="{}""#, read.api.0), oldest as f64);
                 Ok(metric_value_list(&read, &items, window))
             }
             (Route::Document(document), _) => json(&document),
@@ -110,7 +112,7 @@ impl Handler {
                 let lists = &lock(&self.resources).1;
                 json(APIS.iter().zip(lists).find(|(it, _)| **it == api).map_or("{}", |(_, list)| list))
             }
-            (Route::Health(..) | Route::Version, _) => Ok(version()),
+            (Route::Metrics | Route::Health(..) | Route::Version, _) => Ok(metrics::response(&self.connections)),
         }
     }
 

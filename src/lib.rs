@@ -16,6 +16,7 @@ pub mod error;
 mod handler;
 pub mod head;
 pub mod kube;
+mod metrics;
 mod promql;
 pub mod quantity;
 mod readings;

@@ -92,7 +92,7 @@ impl Readings {
         loop {
             let job = self.next();
             let (now, before) = (unix_now(), QUERIES.get());
-            let outcome = guarded(|| self.fetch(&job.0, &job.1, now)).and_then(|outcome| outcome);
+            let outcome = guarded(|| self.fetch(&job.0, &job.1, now));
             let skew = self.sysdig.skew.load(Relaxed);
             let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
             self.changes.note("clock", &if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) });

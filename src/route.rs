@@ -102,6 +102,7 @@ pub enum Route {
     Document(String),
     /// `healthz` and `livez`: the process works; `readyz`: it can be sent requests. True with `?verbose`.
     Health(&'static str, bool),
+    Metrics,
     Read(Box<Read>),
     /// `/apis/GROUP/VERSION`
     Resources(Api),
@@ -180,6 +181,7 @@ pub fn route(method: &str, target: &str, external: bool, custom: &'static [Resou
         ["healthz"] => Route::Health("healthz", verbose),
         ["livez"] => Route::Health("livez", verbose),
         ["readyz"] => Route::Health("readyz", verbose),
+        ["metrics"] => Route::Metrics,
         ["version"] => Route::Version,
         ["apis", group, version] => Route::Resources(api(group, version)?),
         ["apis", group, version, ref rest @ ..] => read(api(group, version)?, rest, custom, &query, path)?,

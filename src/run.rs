@@ -1,10 +1,10 @@
 //! The life of the process: settings, start, work, drain, end.
 
-use crate::prelude::*;
 use crate::tls::{certified_key, server_config};
 use crate::{
     auth::Auth, certs::Keeper, connections::Connections, door::Door, handler::Handler, readings::Readings, server,
 };
+use crate::{metrics, prelude::*};
 use signal_hook::{consts, flag};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::{env, error, fs, process::ExitCode};
@@ -74,27 +74,32 @@ fn work(config: &Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> 
     let (auth, trust) = (Auth::start(kube.clone()), Arc::new(Trust::new(kube.clone(), changes.clone())));
     let readings = Readings::new(config, kube.clone(), sysdig.clone(), changes.clone());
     let serving = serve_certificate(config, &kube, &changes)?;
-    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let connections = Arc::new(Connections::new(capacity(&limits)));
-    let (resources, external) = (Mutex::default(), config.external);
-    let handler = Arc::new(Handler { auth, readings, trust, serving, connections, external, resources });
+    let places = capacity(&fs::read_to_string("/proc/self/limits").unwrap_or_default());
+    let (connections, external) = (Arc::new(Connections::new(places)), config.external);
+    let handler = Handler { auth, readings, trust, serving, connections, external, resources: Mutex::default() };
+    let handler = Arc::new(handler);
     handler.list(None);
     let (trust, serving, connections) = (handler.trust.clone(), handler.serving.clone(), handler.connections.clone());
 
     let (front_proxy, direct) = (sockets.join("front-proxy"), sockets.join("direct"));
     server::start(&handler, [(true, &front_proxy), (false, &direct)])?;
-    for _ in 0..config.max_concurrent {
-        let handler = handler.clone();
-        server::spawn("refresh", move || handler.readings.refresh())?;
-    }
+    let refresher = handler.clone();
+    server::crew("refresh", config.max_concurrent, move || refresher.readings.refresh())?;
+    config.metrics_addr.map(|address| server::serve_metrics(handler.clone(), address)).transpose()?;
     if config.insecure_skip_verify {
         log::warn!("SDC_INSECURE_SKIP_VERIFY: whoever sits between the adapter and Sysdig gets the API token");
     }
     if let Some(file) = config.definitions.clone() {
         let (name, handler) = (file.display().to_string(), handler.clone());
         follow([file], move |[content]| {
-            match handler.readings.definitions.load(content) {
-                Ok(hash) => log::info!("CONFIG_FILE {name} is in force, hash {hash}"),
+            let loaded = handler.readings.definitions.load(content);
+            metrics::set("config_last_reload_successful", "", f64::from(u8::from(loaded.is_ok())));
+            match loaded {
+                Ok(hash) => {
+                    let number = u64::from_str_radix(&hash, 16).unwrap_or_default() >> 12;
+                    metrics::set("config_hash", "", number as f64);
+                    log::info!("CONFIG_FILE {name} is in force, hash {hash}");
+                }
                 Err(mistake) => log::warn!("CONFIG_FILE {name} is not used: {mistake}"),
             }
             handler.list(None);

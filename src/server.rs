@@ -3,48 +3,47 @@
 
 use crate::handler::{Asked, Handler, Wait};
 use crate::prelude::*;
+use crate::{handler::WAIT, metrics, metrics::observe};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::{panic::AssertUnwindSafe, panic::catch_unwind, path::Path, process};
-use tiny_http::{Header, Request, Server};
+use std::{net::SocketAddr, panic::AssertUnwindSafe, panic::catch_unwind, path::Path, process};
+use tiny_http::{Header, Server};
 
 const WORKERS: usize = 2;
 /// What must wait for the Kubernetes API's reviews, and then for Sysdig: neither holds up the other.
-const SLOW: [(Wait, usize); 2] = [(Wait::Sysdig, 32), (Wait::Reviews, 8)];
+const SLOW: [(Wait, &str, usize); 2] = [(Wait::Sysdig, "pool=\"sysdig\"", 32), (Wait::Reviews, "pool=\"reviews\"", 8)];
 const QUEUE: usize = 256;
 /// What waits for longer than this has a caller who gave up.
 const PATIENCE: Duration = Duration::from_secs(10);
 const STACK: usize = 512 * 1024;
 
 pub(crate) fn start(handler: &Arc<Handler>, sockets: [(bool, &Path); 2]) -> Result<(), String> {
-    let mut next = None;
-    for (wait, threads) in SLOW {
+    let mut next: Option<(SyncSender<Asked>, &str)> = None;
+    for (wait, pool, threads) in SLOW {
         let (queue, jobs) = sync_channel(QUEUE);
-        let jobs = Arc::new(Mutex::new(jobs));
-        for _ in 0..threads {
-            let (handler, jobs, next) = (handler.clone(), jobs.clone(), next.clone());
-            spawn("slow", move || {
-                let jobs = iter::from_fn(|| lock(&jobs).recv().ok());
-                jobs.for_each(|asked| dispatch(&handler, asked, wait, next.as_ref()));
-            })?;
-        }
-        next = Some(queue);
+        let (handler, jobs, next) = (handler.clone(), Arc::new(Mutex::new(jobs)), next.replace((queue, pool)));
+        crew("slow", threads, move || {
+            let jobs = iter::from_fn(|| lock(&jobs).recv().ok()).inspect(|_| observe("queued_requests", pool, -1.0));
+            jobs.for_each(|asked| dispatch(&handler, asked, wait, next.as_ref()));
+        })?;
     }
     for (front_proxy, path) in sockets {
         let server = Server::http_unix(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let server = Arc::new(server);
-        for _ in 0..WORKERS {
-            let (handler, server, next) = (handler.clone(), server.clone(), next.clone());
-            spawn("worker", move || {
-                while let Ok(request) = server.recv() {
-                    dispatch(&handler, Asked { request, front_proxy, since: Instant::now() }, Wait::No, next.as_ref());
-                }
-                // tiny_http accepts no more after an error. Kubernetes starts the pod's container anew.
-                log::error!("the inner server has ended");
-                process::exit(1);
-            })?;
-        }
+        let (handler, server, next) = (handler.clone(), Arc::new(server), next.clone());
+        crew("worker", WORKERS, move || {
+            while let Ok(request) = server.recv() {
+                dispatch(&handler, Asked::new(request, front_proxy), Wait::Nothing, next.as_ref());
+            }
+            // tiny_http accepts no more after an error. Kubernetes starts the pod's container anew.
+            log::error!("the inner server has ended");
+            process::exit(1);
+        })?;
     }
     Ok(())
+}
+
+/// As many threads for the same work.
+pub(crate) fn crew(name: &str, threads: usize, work: impl FnOnce() + Clone + Send + 'static) -> Result<(), String> {
+    (0..threads).try_for_each(|_| spawn(name, work.clone()))
 }
 
 pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
@@ -52,37 +51,51 @@ pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<
     started.map(drop).map_err(|error| format!("no thread could be started: {error}"))
 }
 
+/// The adapter's own metrics for anybody, in the clear and without limits of ours.
+pub(crate) fn serve_metrics(handler: Arc<Handler>, address: SocketAddr) -> Result<(), String> {
+    let server = Server::http(address).map_err(|error| format!("METRICS_ADDR: {address}: {error}"))?;
+    log::info!("metrics on {}", server.server_addr());
+    let answer = move |it| respond(Asked::new(it, false), Wait::Nothing, Ok(metrics::response(&handler.connections)));
+    spawn("metrics", move || server.incoming_requests().for_each(answer))
+}
+
 /// Answers, or hands over to `next`, where it may wait for longer.
-fn dispatch(handler: &Handler, asked: Asked, wait: Wait, next: Option<&SyncSender<Asked>>) {
+fn dispatch(handler: &Handler, mut asked: Asked, wait: Wait, next: Option<&(SyncSender<Asked>, &str)>) {
     let late = asked.since.elapsed() > PATIENCE;
-    let answer = if late { Ok(None) } else { guarded(|| handler.answer(&asked, wait)) };
-    let answer = answer.unwrap_or_else(|error| Some(error.response()));
-    let handed = match next.filter(|_| answer.is_none() && !late) {
-        Some(next) => next.try_send(asked),
+    let answer = guarded(|| if late { Err(WAIT) } else { handler.answer(&mut asked, wait) });
+    let handed = match next.filter(|_| answer == Err(WAIT) && !late) {
+        Some((next, pool)) => next.try_send(asked).inspect(|()| observe("queued_requests", pool, 1.0)),
         None => Err(TrySendError::Full(asked)),
     };
     if let Err(TrySendError::Full(asked) | TrySendError::Disconnected(asked)) = handed {
-        respond(asked.request, answer.unwrap_or_else(overloaded));
+        respond(asked, wait, answer.map_err(|stop| stop.unwrap_or_else(overloaded)));
     }
 }
 
 /// A bug costs one answer, not a thread of a bounded pool.
-pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T> {
-    let bug = |_| refusal!(Internal, "the adapter has a bug; please report it with its log (kubectl logs)");
-    catch_unwind(AssertUnwindSafe(work)).map_err(bug)
+pub(crate) fn guarded<T, E: From<Error>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    let bug = || refusal!(Internal, "the adapter has a bug; please report it with its log (kubectl logs)");
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(bug().into()))
 }
 
-fn overloaded() -> Response {
+fn overloaded() -> Error {
     let error = refusal!(Overloaded, "more metrics are being read than the adapter can wait for: ask again");
-    Error { retry_after: Some(1), ..error }.response()
+    Error { retry_after: Some(1), ..error }
 }
 
-fn respond(request: Request, response: Response) {
+/// Sends the answer that waiting for no more than `wait` led to, and takes down that it did.
+fn respond(Asked { request, since, user, kind, .. }: Asked, wait: Wait, answer: Result<Response>) {
+    let (reason, why) =
+        answer.as_ref().map_or_else(|it| (it.reason.word(), format!(": {}", it.message)), |_| ("ok", String::new()));
+    let response = answer.unwrap_or_else(|error| error.response());
+    let (method, target, status, took) = (request.method(), request.url(), response.status, since.elapsed());
+    log::debug!("{method} {target} by {user:?} in {took:?}: {status} {reason}{why}");
+    let labels = format!(r#"route="{kind}",code="{status}",reason="{reason}",waited_for="{wait:?}""#);
+    observe("request_duration_seconds", &labels.to_ascii_lowercase(), took.as_secs_f64());
     let answer = tiny_http::Response::from_data(response.body).with_status_code(response.status);
-    let mut answer = answer.with_chunked_threshold(usize::MAX);
+    let answer = answer.with_chunked_threshold(usize::MAX);
     let common = [("Content-Type", response.content_type), ("Cache-Control", "no-cache, private".to_owned())];
-    for header in common.into_iter().chain(response.headers).flat_map(|(name, value)| Header::from_bytes(name, value)) {
-        answer.add_header(header);
-    }
+    let headers = common.into_iter().chain(response.headers).flat_map(|(name, value)| Header::from_bytes(name, value));
+    let answer = headers.fold(answer, tiny_http::Response::with_header);
     request.respond(answer).unwrap_or_else(|error| log::debug!("an answer could not be sent: {error}"));
 }

@@ -1,7 +1,7 @@
 //! What is asked for and what is known of it; when Sysdig is asked next, and for what. Neither waits nor does I/O.
 
 use crate::prelude::*;
-use crate::{definitions::Definition, readings::Item, sysdig::STEP};
+use crate::{definitions::Definition, metrics, readings::Item, sysdig::STEP};
 
 /// What nobody asks for any more is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(300);
@@ -175,6 +175,8 @@ impl Store {
             batch.asks.retain(|_, ask| ask.waiting || !(old(ask) || more(ask)));
         }
         self.batches.retain(|_, batch| batch.running || !batch.asks.is_empty());
+        metrics::set("store_entries", r#"of="questions""#, self.batches.len() as f64);
+        metrics::set("store_entries", r#"of="readings""#, self.asks() as f64);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::prelude::*;
 use crate::tls::{agent, certificates, exchange, explain};
-use crate::{data, promql, timestamp::second_of_day};
+use crate::{data, metrics, promql, timestamp::second_of_day};
 use serde::de::DeserializeOwned;
 use std::{cell::Cell, fs, path::PathBuf, sync::atomic::AtomicI64, sync::atomic::AtomicU64};
 use ureq::{Agent, Proxy};
@@ -115,8 +115,8 @@ impl Sysdig {
         let (roots, config) = (config.sysdig_ca_file.as_ref().map(read).transpose()?, config.clone());
         let proxy = Proxy::try_from_env();
         let agent = agent(roots.as_deref(), !config.insecure_skip_verify, config.sysdig_timeout, proxy);
-        let (queries, collected) = (Mutex::default(), Mutex::default());
-        Ok(Self { agent, config, lag: AtomicU64::new(0), skew: AtomicI64::new(0), queries, collected })
+        let (lag, skew, queries) = (AtomicU64::new(0), AtomicI64::new(0), Mutex::default());
+        Ok(Self { agent, config, lag, skew, queries, collected: Mutex::default() })
     }
 
     /// Makes sure that a read has its settings. Errors: [`Reason::NotConfigured`], with the command that mends it.
@@ -148,9 +148,8 @@ impl Sysdig {
 
     /// Whether anything in the cluster had a sample of the metric within a day; remembered. Errors: Sysdig failed.
     pub fn is_collected(&self, question: &Question, now: u64) -> Result<bool, Error> {
-        let known = lock(&self.collected).get(&question.metric).copied().filter(|(_, until)| now < *until);
-        if let Some((collected, _)) = known {
-            return Ok(collected);
+        if let Some((collected, _)) = lock(&self.collected).get(&question.metric).filter(|(_, until)| now < *until) {
+            return Ok(*collected);
         }
         let ask = if self.speaks_promql(&question.metric) { promql::is_collected } else { data::is_collected };
         let collected = ask(self, question, window_end(now))?;
@@ -170,14 +169,12 @@ impl Sysdig {
 
     fn count_query(&self, now: u64) -> Result<(), Error> {
         let (most, mut queries) = (self.config.max_queries, lock(&self.queries));
-        if queries.0 != now / 60 {
-            *queries = (now / 60, 0);
-        }
-        if queries.1 >= most {
+        *queries = (now / 60, if queries.0 == now / 60 { queries.1 + 1 } else { 1 });
+        metrics::set("sysdig_queries_left", "", most.saturating_sub(queries.1) as f64);
+        if queries.1 > most {
             let used = refusal!(BackendRateLimited, "SDC_MAX_QUERIES_PER_MINUTE ({most}) is used up for this minute");
             return Err(Error { retry_after: Some(60 - now % 60), ..used });
         }
-        queries.1 += 1;
         QUERIES.set(QUERIES.get() + 1);
         Ok(())
     }
@@ -187,12 +184,18 @@ impl Sysdig {
         let token = self.token()?;
         self.count_query(unix_now())?;
         log::debug!("Sysdig is asked: {path} {}", body.as_ref().map_or("", |(_, body)| body));
-        let answer = self.exchange(&token, path, body)?;
-        log::debug!("Sysdig answers: {}", String::from_utf8_lossy(answer.get(..LOGGED).unwrap_or(&answer)));
-        serde_json::from_slice(&answer).map_err(|error| {
-            let (line, column) = (error.line(), error.column());
-            invalid_answer(&format!("it is not the JSON expected (line {line}, column {column})"))
-        })
+        let (started, api) = (Instant::now(), if path.starts_with("/api/") { "data" } else { "promql" });
+        let answer = self.exchange(&token, path, body).and_then(|answer| {
+            log::debug!("Sysdig answers: {}", String::from_utf8_lossy(answer.get(..LOGGED).unwrap_or(&answer)));
+            serde_json::from_slice(&answer).map_err(|error| {
+                let (line, column) = (error.line(), error.column());
+                invalid_answer(&format!("it is not the JSON expected (line {line}, column {column})"))
+            })
+        });
+        let outcome = answer.as_ref().err().map_or("ok", |error| error.reason.word());
+        let (labels, took) = (format!(r#"api="{api}",outcome="{outcome}""#), started.elapsed());
+        metrics::observe("sysdig_query_duration_seconds", &labels, took.as_secs_f64());
+        answer
     }
 
     fn exchange(&self, token: &Secret, path: &str, body: Option<(&str, String)>) -> Result<Vec<u8>, Error> {
@@ -208,8 +211,7 @@ impl Sysdig {
         }
         if status != 200 {
             let retry_after = header("Retry-After").and_then(|text| text.parse().ok());
-            let refused = self.refused(status, &body.unwrap_or_default(), token);
-            return Err(Error { retry_after, ..refused });
+            return Err(Error { retry_after, ..self.refused(status, &body.unwrap_or_default(), token) });
         }
         body.map_err(|error| match error {
             ureq::Error::Timeout(_) => self.unreachable(&error),
