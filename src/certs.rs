@@ -5,11 +5,11 @@
 
 use crate::prelude::*;
 use crate::tls::{Serving, anchors, base64, certificates, certified_key, decode_base64, pem};
-use crate::{api::JSON, changes::Changes, kube::Kube, route::APIS, timestamp::unix_now};
+use crate::{api::JSON, changes::Changes, config::Config, kube::Kube, route::APIS, timestamp::unix_now};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime};
-use std::{iter, thread};
+use std::{fs, iter, thread};
 use ureq::http::Method;
 use webpki::{EndEntityCert, KeyUsage};
 
@@ -183,6 +183,25 @@ impl Kept {
         made.key = pem("PRIVATE KEY", &key.serialize_der());
         Ok(made)
     }
+}
+
+/// Makes sure that an APIService trusts what is served. Errors: it does not, and why.
+pub(crate) fn trusted(config: &Config, kube: &Kube, api: &Value, now: u64) -> Result<()> {
+    let path = format!("/api/v1/namespaces/{}/secrets/{SECRET}", kube.own_namespace());
+    let decoded = |of: &Value, pointer: &str| {
+        of.pointer(pointer).and_then(Value::as_str).and_then(decode_base64).unwrap_or_default()
+    };
+    let chain = match &config.tls_files {
+        Some((chain, _)) => fs::read(chain).unwrap_or_default(),
+        None => decoded(&kube.call(Method::GET, &path, JSON, None, SECRET)?, "/data/tls.crt"),
+    };
+    let check = || {
+        let bundle = String::from_utf8(decoded(api, "/spec/caBundle")).unwrap_or_default();
+        verify(certificates(chain)?.first().ok_or("")?, &anchors(&bundle)?, now).map_err(|error| error.to_string())
+    };
+    let log = "kubectl logs -n custom-metrics deployment/custom-metrics-apiserver";
+    check()
+        .map_err(|why| refusal!(ForeignSlot, "caBundle does not verify the certificate that is served: {why}: {log}"))
 }
 
 fn verify(certificate: &CertificateDer<'_>, anchors: &[TrustAnchor<'_>], now: u64) -> Result<(), webpki::Error> {

@@ -178,7 +178,7 @@ pub(crate) fn named(resource: &Resource, namespace: &str, name: &str) -> String 
     format!("{} {name}{place}", resource.kind)
 }
 
-fn path(Resource { plural, group, api_version, .. }: &Resource, namespace: &str, rest: &str) -> String {
+pub(crate) fn path(Resource { plural, group, api_version, .. }: &Resource, namespace: &str, rest: &str) -> String {
     let base = if group.is_empty() { "/api" } else { "/apis" };
     let place = if namespace.is_empty() { String::new() } else { format!("/namespaces/{namespace}") };
     format!("{base}/{api_version}{place}/{plural}{rest}")

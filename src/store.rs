@@ -51,7 +51,7 @@ struct Batch {
 }
 
 #[derive(Default)]
-struct Ask {
+pub(crate) struct Ask {
     last: Option<Instant>,
     /// Asked for more than once: kept fresh.
     again: bool,
@@ -178,7 +178,7 @@ impl Store {
 }
 
 impl Ask {
-    fn take(&mut self, answer: Result<Vec<Item>>, forgetful: bool, at: Instant, now: u64) {
+    pub(crate) fn take(&mut self, answer: Result<Vec<Item>>, forgetful: bool, at: Instant, now: u64) {
         (self.answers, self.answered, self.waiting) = (self.answers + 1, Some(at), false);
         match answer {
             Ok(items) => (self.items, self.error) = (items, None),
@@ -193,7 +193,7 @@ impl Ask {
     }
 
     /// The values that are not too old, or why there are none.
-    fn outcome(&self, Plan { question, select }: &Plan, max_age: u64, now: u64) -> Result<Vec<Item>> {
+    pub(crate) fn outcome(&self, Plan { question, select }: &Plan, max_age: u64, now: u64) -> Result<Vec<Item>> {
         let age = |item: &Item| now.saturating_sub(item.2);
         let good: Vec<Item> = self.items.iter().filter(|item| age(item) <= max_age).cloned().collect();
         match (&self.error, self.items.iter().map(age).min()) {

@@ -15,6 +15,8 @@ use ureq::{Agent, Proxy, http::Method};
 pub(crate) const STEP: u64 = 10;
 /// Seconds that Sysdig's clock may be ahead of ours.
 const AHEAD: u64 = 60;
+/// Seconds that the clocks may differ before it is worth a line.
+const MOST_SKEW: u64 = 30;
 /// With more objects than this, all of their namespaces are asked for instead of each by its name.
 const MOST_NAMES: usize = 500;
 /// For how many seconds it stays known that a metric is collected, and that it is not.
@@ -128,6 +130,13 @@ impl Sysdig {
         self.token().and_then(|_| self.cluster()).map(|_| ())
     }
 
+    /// Errors: Sysdig's clock, by its last answer, is not ours.
+    pub(crate) fn check_clock(&self) -> Result<(), Error> {
+        let skew = self.skew.load(Relaxed);
+        let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
+        if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) }
+    }
+
     pub fn speaks_promql(&self, metric: &str) -> bool {
         self.config.promql.unwrap_or_else(|| !metric.contains('.'))
     }
@@ -155,7 +164,7 @@ impl Sysdig {
             return Ok(collected);
         }
         let ask = if self.speaks_promql(&question.metric) { promql::is_collected } else { data::is_collected };
-        let collected = ask(self, question, window_end(now))?;
+        let collected = ask(self, question, window_end(now), 86_400)?;
         let mut known = lock(&self.collected);
         known.retain(|_, (_, until)| now < *until);
         if known.len() < MOST_METRICS {
@@ -163,6 +172,15 @@ impl Sysdig {
             known.insert(question.metric.clone(), (collected, until));
         }
         Ok(collected)
+    }
+
+    /// Whether there are containers of the cluster in the last `span` seconds. Errors: Sysdig failed.
+    pub(crate) fn sees_cluster(&self, now: u64, span: u64) -> Result<bool, Error> {
+        let promql = self.config.promql == Some(true);
+        let metric = if promql { promql::COMPANION } else { data::COMPANION }.to_owned();
+        let (resource, labels) = (&Resource::PODS, Vec::new());
+        let question = Question { metric, tuning: Tuning::default(), resource, legacy: false, labels };
+        (if promql { promql::is_collected } else { data::is_collected })(self, &question, window_end(now), span)
     }
 
     pub fn catalogue(&self) -> Result<Vec<String>, Error> {
