@@ -15,12 +15,11 @@ const MOST_INPUT: u64 = 16 * 1024 * 1024;
 const MOST_SHOWN: usize = 10;
 const HPA: [&str; 2] = ["HorizontalPodAutoscaler", "autoscaling/v2"];
 const ROLES: &str = "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml";
-const COMPONENT: &str = "the server itself needs no permission for this: add components: \
-    [manifests/components/doctor-rbac] to kustomization.yaml, then kubectl apply -k .";
 const CONTROLLER: &str = "system:serviceaccount:kube-system:horizontal-pod-autoscaler";
 const REVIEWS: &str = "authorization.k8s.io";
 const PODS: &str = "kubectl get pods,endpointslices -n custom-metrics";
 const CLUSTER: &str = "kubectl set env deployment/custom-metrics-apiserver -n custom-metrics CLUSTER_NAME=NAME";
+const LOG: &str = "kubectl logs -n custom-metrics deployment/custom-metrics-apiserver";
 const AGENT: &str = "kubectl get pods -A -o wide, for the Sysdig agent";
 const ASSUMED: &str = "status.currentReplicas, or else minReplicas, stands for the ready pods, all of which count";
 
@@ -36,8 +35,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
         ["--help"] => Ok(say(include_str!("help.txt").trim_end())),
         ["--version"] => Ok(say(concat!("sysdig-metrics-adapter ", env!("CARGO_PKG_VERSION")))),
         ["explain", which] => explain(which),
-        ["doctor"] => doctor(false),
-        ["doctor", "--json"] => doctor(true),
+        ["doctor"] | ["doctor", "--json"] => doctor(arguments.len() > 1),
         ["check"] => check(),
         _ => Err(format!("{} is no command: see sysdig-metrics-adapter --help", quoted(&arguments.join(" ")))),
     };
@@ -152,10 +150,10 @@ fn request((hpa, kind, spec): Source<'_>, pods: &str) -> Result<String> {
 
 /// What the server makes of a path. Errors: it refuses.
 fn plan((config, readings): &Tools, path: &str) -> Result<Plan> {
-    let Route::Read(read) = route("GET", path, config.external)? else {
-        return Err(refusal!(NotFound, "{} is no metric", quoted(path)));
+    let plan = match route("GET", path, config.external)? {
+        Route::Read(read) => readings.plan(&read)?,
+        _ => return Err(refusal!(NotFound, "{} is no metric", quoted(path))),
     };
-    let plan = readings.plan(&read)?;
     let promql = readings.sysdig.speaks_promql(&plan.question.metric);
     if promql { promql::query(&plan.question, &Scope::default(), "", 0).map(|_| plan) } else { Ok(plan) }
 }
@@ -190,7 +188,7 @@ fn explain(which: &str) -> Done {
         Some([namespace, name]) if !(namespace.is_empty() || name.is_empty()) => {
             let path = format!("/apis/{}/namespaces/{namespace}/horizontalpodautoscalers/{name}", HPA[1]);
             let found = tools.1.kube.call(Method::GET, &path, JSON, None, &format!("HPA {which}"));
-            let refused = |error| well = !say(&format!("{which}: {}", beyond(error).line()));
+            let refused = |error: Error| well = !say(&format!("{which}: {}", error.line()));
             found.map_err(refused).into_iter().collect()
         }
         _ if which == "-" => autoscalers()?,
@@ -219,12 +217,6 @@ fn show_questions() {
         writeln!(out, "    {what:<15} {text}")
     });
     log.init();
-}
-
-/// What goes beyond the server's own permissions has its own mend.
-fn beyond(error: Error) -> Error {
-    let own = error.reason == Reason::KubernetesForbidden;
-    if own { refusal!(KubernetesForbidden, "{COMPONENT}") } else { error }
 }
 
 fn explain_one(tools: &Tools, source: Source<'_>) -> Result<()> {
@@ -311,7 +303,7 @@ fn doctor(as_json: bool) -> Done {
     let mut check = |name: &str, found: Result<String>| {
         let (status, word, message) = match &found {
             Ok(message) => ("ok", "", message),
-            Err(it) if name == "clock" || it.message == COMPONENT => ("warn", it.reason.word(), &it.message),
+            Err(it) if name == "clock" || it.message.contains("doctor-rbac") => ("warn", it.reason.word(), &it.message),
             Err(it) => ("fail", it.reason.word(), &it.message),
         };
         rows.push(json!({ "check": name, "status": status, "word": word, "message": message }));
@@ -321,23 +313,24 @@ fn doctor(as_json: bool) -> Done {
     check("settings", sysdig.check_configured().map(|()| ok("token and CLUSTER_NAME are there")));
     for ((group, version), served) in APIS.into_iter().zip([true, true, config.external]) {
         let (name, path) = (format!("{version}.{group}"), format!("/apis/{group}/{version}"));
-        let api = slot(config, kube, &name, served);
-        let owned = api.as_ref().map(|it| it.as_ref().map_or_else(|| ok("is nobody's"), owner));
-        check(&format!("slot {name}"), owned.map_err(Error::clone));
-        if let (Ok(Some(api)), true) = (api, served) {
+        let slot = slot(config, kube, &name, served);
+        check(&format!("slot {name}"), slot.as_ref().map(|(owner, _)| owner.clone()).map_err(Error::clone));
+        if let (Ok((_, api)), true) = (slot, served) {
             let state = items(&api, "/status/conditions").find(|it| it["type"] == "Available");
             let state = quoted(state.map_or("nothing", |it| text(it, "/message")));
-            check(&format!("caBundle {name}"), trusted(config, kube, &api, now).map(|()| ok("verifies the adapter")));
+            let trusted = trusted(config, kube, text(&api, "/spec/caBundle"), now).map(|()| ok("verifies the adapter"));
+            let no = |why| refusal!(ForeignSlot, "it does not verify the certificate that is served ({why}): {LOG}");
+            check(&format!("caBundle {name}"), trusted.map_err(no));
             let found = kube.call(Method::GET, &path, JSON, None, &path).map(|_| ok("reaches the adapter"));
             let why = |it: Error| Error::new(it.reason, format!("{} (APIService: {state}): {PODS}", it.message));
             check(&format!("aggregator {name}"), found.map_err(why));
         }
     }
     check("front proxy", kube.request_header().map(|_| ok("its CA and headers are known")));
-    let reviews = [("create", "authentication.k8s.io", "tokenreviews"), ("create", REVIEWS, "subjectaccessreviews")];
-    let lists = Resource::all().chain([&Resource::ENDPOINT_SLICES]).map(|it| ("list", it.group, it.plural));
+    let reviews = [["create", "authentication.k8s.io", "tokenreviews"], ["create", REVIEWS, "subjectaccessreviews"]];
+    let lists = Resource::all().chain([&Resource::ENDPOINT_SLICES]).map(|it| ["list", it.group, it.plural]);
     check("own permissions", allowed(kube, None, lists.chain(reviews)));
-    let reads = [("get", GROUP, "*"), ("list", EXTERNAL, "*")].into_iter().take(1 + usize::from(config.external));
+    let reads = [["get", GROUP, "*"], ["list", EXTERNAL, "*"]].into_iter().take(1 + usize::from(config.external));
     check("HPA controller", allowed(kube, Some(CONTROLLER), reads));
     let token = sysdig.catalogue().map(|it| format!("reads the names of {} metrics", it.len()));
     check("Sysdig token", token.clone());
@@ -345,39 +338,34 @@ fn doctor(as_json: bool) -> Done {
     check("clock", clock.map(|()| format!("Sysdig's is {} s ahead", sysdig.skew.load(Relaxed))));
     for (name, span, why) in [("cluster name", 86_400, CLUSTER), ("agent", 120, AGENT)] {
         let seen = sysdig.sees_cluster(now, span);
-        let none =
-            || refusal!(NoData, "no container of this cluster has a sample in Sysdig in the last {span} s: {why}");
+        let none = || refusal!(NoData, "Sysdig has no sample of this cluster in the last {span} s: {why}");
         check(name, seen.and_then(|it| it.then(|| format!("seen in the last {span} s")).ok_or_else(none)));
     }
     let _ = as_json && say(&json!(rows).to_string());
     Ok(rows.iter().all(|it| it["status"] != "fail"))
 }
 
-fn owner(api: &Value) -> String {
-    format!("Service {}/{}", text(api, "/spec/service/namespace"), text(api, "/spec/service/name"))
-}
-
-/// The APIService of an API. Errors: it is not ours though we serve it, or the other way round.
-fn slot(config: &Config, kube: &Kube, name: &str, served: bool) -> Result<Option<Value>> {
+/// Who owns an API, and its APIService. Errors: it is not ours though we serve it, or the other way round.
+fn slot(config: &Config, kube: &Kube, name: &str, served: bool) -> Result<(String, Value)> {
     let path = format!("/apis/apiregistration.k8s.io/v1/apiservices/{name}");
     let api = match kube.call(Method::GET, &path, JSON, None, &format!("APIService {name} ({ROLES})")) {
-        Err(error) if served => return Err(error),
-        Err(error) if error.reason == Reason::ObjectNotFound => return Ok(None),
-        found => found.map_err(beyond)?,
+        Err(error) if !served && error.reason == Reason::ObjectNotFound => {
+            return Ok(("nobody's".to_owned(), json!({})));
+        }
+        found => found?,
     };
-    let (owner, own) = (owner(&api), format!("Service {}/{}", kube.own_namespace(), config.service_name));
+    let own = format!("Service {}/{}", kube.own_namespace(), config.service_name);
+    let owner = format!("Service {}/{}", text(&api, "/spec/service/namespace"), text(&api, "/spec/service/name"));
     ensure!(!served || owner == own, ForeignSlot, "it is that of {owner}: see docs/migrating.md, then {ROLES}");
     ensure!(served || owner != own, ForeignSlot, "EXTERNAL_METRICS is off: kubectl delete apiservice {name}");
-    Ok(Some(api))
+    Ok((owner, api))
 }
 
-type Access<'a> = (&'a str, &'a str, &'a str);
-
 /// Whether we, or `user`, may do all of it: verb, group and resource. Errors: what may not be done.
-fn allowed<'a>(kube: &Kube, user: Option<&str>, all: impl Iterator<Item = Access<'a>>) -> Result<String> {
+fn allowed<'a>(kube: &Kube, user: Option<&str>, all: impl Iterator<Item = [&'a str; 3]>) -> Result<String> {
     let kind = if user.is_some() { "SubjectAccessReview" } else { "SelfSubjectAccessReview" };
     let (path, mut denied) = (format!("/apis/{REVIEWS}/v1/{}s", kind.to_ascii_lowercase()), Vec::new());
-    for (verb, group, resource) in all {
+    for [verb, group, resource] in all {
         let what = json!({ "verb": verb, "group": group, "resource": resource });
         let spec = json!({ "resourceAttributes": what, "user": user });
         let review = json!({ "apiVersion": format!("{REVIEWS}/v1"), "kind": kind, "spec": spec });
@@ -386,4 +374,86 @@ fn allowed<'a>(kube: &Kube, user: Option<&str>, all: impl Iterator<Item = Access
     }
     ensure!(denied.is_empty(), KubernetesForbidden, "there is no permission to {}: {ROLES}", denied.join(", "));
     Ok("suffices".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_are_read_in_every_form_of_kubernetes() {
+        let table = [
+            ("4", Some(4000.0)),
+            ("1.1", Some(1100.0)),
+            ("6750m", Some(6750.0)),
+            ("400u", Some(1.0)),
+            ("1n", Some(1.0)),
+            ("2k", Some(2e6)),
+            ("1E", Some(1e21)),
+            ("1e3", Some(1e6)),
+            ("1E-2", Some(10.0)),
+            ("1Ki", Some(1_024_000.0)),
+            ("1.5Mi", Some(1_572_864_000.0)),
+            ("-3", Some(-3000.0)),
+            ("9223372036854775807m", Some(9_223_372_036_854_775_807.0)),
+            ("", None),
+            ("m", None),
+            ("4 ", None),
+            ("4K", None),
+            ("4ki", None),
+            ("nan", None),
+            ("inf", None),
+            ("1e", None),
+            ("1e400", None),
+            ("1e2147483647", None),
+            ("1e-2147483648", Some(0.0)),
+            ("0x10", None),
+            ("é", None),
+            ("4é", None),
+            ("1,5", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(thousandths(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_selector_is_written_as_the_controller_writes_it() {
+        let of = json!({
+            "matchLabels": { "app": "web", "tier": "a" },
+            "matchExpressions": [
+                { "key": "x", "operator": "In", "values": ["b", "c"] },
+                { "key": "y", "operator": "NotIn", "values": ["d"] },
+                { "key": "z", "operator": "Exists" },
+                { "key": "w", "operator": "DoesNotExist" },
+            ],
+        });
+        let text = percent_decode(&selector(&of), false).unwrap();
+        assert_eq!(text, "app=web,tier=a,x in (b,c),y notin (d),z,!w");
+        for odd in [json!(null), json!({}), json!([]), json!({ "matchLabels": [1], "matchExpressions": {} })] {
+            assert_eq!(selector(&odd), "", "{odd}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_is_asked_about_by_the_hpas_own() {
+        let path = |metric: &Value| {
+            let hpa = json!({ "metadata": { "namespace": "shop" }, "spec": { "metrics": [metric] } });
+            sources(&hpa).map(|(_, source)| request(source, "app%3Dweb").unwrap()).collect::<String>()
+        };
+        let object = |described: Value| json!({ "type": "Object", "object": { "metric": { "name": "m" }, "describedObject": described } });
+        let base = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/shop";
+        let table = [
+            (object(json!({ "kind": "Namespace", "apiVersion": "v1", "name": "other" })), format!("{base}/metrics/m")),
+            (object(json!({ "kind": "Service", "name": "a" })), format!("{base}/services/a/m")),
+            (object(json!({ "kind": "Service", "name": "deployment;a" })), format!("{base}/services/deployment%3Ba/m")),
+            (
+                json!({ "type": "Pods", "pods": { "metric": { "name": "m", "selector": { "matchLabels": { "a": "b" } } } } }),
+                format!("{base}/pods/%2A/m?labelSelector=app%3Dweb&metricLabelSelector=a%3Db"),
+            ),
+        ];
+        for (metric, expected) in table {
+            assert_eq!(path(&metric), expected);
+        }
+    }
 }

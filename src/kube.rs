@@ -5,7 +5,8 @@
 use crate::prelude::*;
 use crate::tls::{agent, certificates, exchange, explain};
 use crate::{
-    api::JSON, config::Config, config::Secret, requestheader::RequestHeader, route::Resource, route::percent_encode,
+    api::JSON, config::Config, config::Secret, requestheader::RequestHeader, route::EXTERNAL, route::Resource,
+    route::percent_encode,
 };
 use crate::{sysdig::Object, sysdig::remark};
 use ureq::{Agent, http::Method};
@@ -124,7 +125,10 @@ impl Kube {
     pub fn call(&self, method: Method, path: &str, accept: &str, body: Option<&Value>, what: &str) -> Result<Value> {
         let (status, answer, token) = self.send(method, path, accept, body)?;
         let says = || quoted(&remark(&answer).replace(token.expose(), "(hidden)"));
-        let mend = "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles";
+        let mend = match path.contains("/horizontalpodautoscalers/") || path.ends_with(EXTERNAL) {
+            true => "add components: [manifests/components/doctor-rbac] to kustomization.yaml, then kubectl apply -k .",
+            false => "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles",
+        };
         Err(match status {
             200 | 201 => {
                 return serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON"));

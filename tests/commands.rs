@@ -236,7 +236,7 @@ fn explain_reads_the_hpa_from_the_cluster_if_rbac_lets_it() {
     stage.kubernetes.object(path, hpa(metrics.clone()));
     let (code, out, err) = run(&stage.env(), &["explain", "default/kuard"], b"");
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
-    assert_eq!(steady(&out), explain(&stage.env(), metrics.clone()).1);
+    assert_eq!(steady(&out), explain(&stage.env(), metrics).1);
 
     stage.kubernetes.forbid("/apis/autoscaling");
     let (code, out, _) = run(&stage.env(), &["explain", "default/kuard"], b"");
