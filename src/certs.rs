@@ -9,7 +9,7 @@ use crate::{api::JSON, changes::Changes, config::Config, kube::Kube, route::APIS
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime};
-use std::{fs, iter, thread};
+use std::{fs, iter, slice, thread};
 use ureq::http::Method;
 use webpki::{EndEntityCert, KeyUsage};
 
@@ -147,7 +147,7 @@ impl Kept {
         let check = || -> Option<bool> {
             let (authorities, chain) = (certificates(&self.authority).ok()?, certificates(&self.chain).ok()?);
             let (authority, leaf) = (authorities.first()?, chain.first()?);
-            verify(leaf, &anchors(&self.authority).ok()?, now).ok()?;
+            verify(&chain, &anchors(&self.authority).ok()?, now).ok()?;
             let named = EndEntityCert::try_from(leaf).ok()?;
             for name in names {
                 named.verify_is_valid_for_subject_name(&ServerName::try_from(name.as_str()).ok()?).ok()?;
@@ -191,19 +191,20 @@ pub(crate) fn trusted(config: &Config, kube: &Kube, bundle: &str, now: u64) -> R
     let kept = || Some(Kept::read(&kube.call(Method::GET, &path, JSON, None, SECRET).ok()?)?.chain.into_bytes());
     let chain = config.tls_files.as_ref().map_or_else(kept, |(chain, _)| fs::read(chain).ok()).unwrap_or_default();
     let (chain, bundle) = (certificates(chain)?, decode_base64(bundle).unwrap_or_default());
-    let leaf = chain.first().ok_or("there is none")?;
-    verify(leaf, &anchors(&String::from_utf8_lossy(&bundle))?, now).map_err(|error| error.to_string())
+    verify(&chain, &anchors(&String::from_utf8_lossy(&bundle))?, now).map_err(|error| error.to_string())
 }
 
-fn verify(certificate: &CertificateDer<'_>, anchors: &[TrustAnchor<'_>], now: u64) -> Result<(), webpki::Error> {
+/// Verifies a chain, the server's own certificate first.
+fn verify(chain: &[CertificateDer<'_>], anchors: &[TrustAnchor<'_>], now: u64) -> Result<(), webpki::Error> {
     let (time, usage) = (UnixTime::since_unix_epoch(Duration::from_secs(now)), KeyUsage::server_auth());
-    let certificate = EndEntityCert::try_from(certificate)?;
-    certificate.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, anchors, &[], time, usage, None, None).map(drop)
+    let (leaf, rest) = chain.split_first().ok_or(webpki::Error::BadDer)?;
+    let leaf = EndEntityCert::try_from(leaf)?;
+    leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, anchors, rest, time, usage, None, None).map(drop)
 }
 
 /// Whether a third of so many days is left: without any anchor a certificate is refused, but an expired one for that.
 fn lasts(certificate: &CertificateDer<'_>, days: u64, now: u64) -> bool {
-    !matches!(verify(certificate, &[], now + days * DAY / 3), Err(webpki::Error::CertExpired { .. }))
+    !matches!(verify(slice::from_ref(certificate), &[], now + days * DAY / 3), Err(webpki::Error::CertExpired { .. }))
 }
 
 /// Valid from an hour ago, for clocks that are late.
@@ -240,6 +241,25 @@ mod tests {
         let third = AUTHORITY_DAYS * DAY / 3;
         let (lasts, is_due) = (NOW + AUTHORITY_DAYS * DAY - third, NOW + AUTHORITY_DAYS * DAY - third + 1);
         assert!(super::lasts(authority, AUTHORITY_DAYS, lasts) && !super::lasts(authority, AUTHORITY_DAYS, is_due));
+    }
+
+    #[test]
+    fn a_chain_is_verified_through_its_intermediates() {
+        let ca = |name: &str| {
+            let mut params = params(name, &[], NOW, AUTHORITY_DAYS).unwrap();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params
+        };
+        let [root_key, middle_key, key] = [(); 3].map(|()| KeyPair::generate().unwrap());
+        let root = ca("root").self_signed(&root_key).unwrap();
+        let middle = ca("middle").signed_by(&middle_key, &Issuer::new(ca("root"), root_key)).unwrap();
+        let mut leaf = params("leaf", &names(), NOW, CERTIFICATE_DAYS).unwrap();
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let leaf = leaf.signed_by(&key, &Issuer::new(ca("middle"), middle_key)).unwrap();
+        let anchors = anchors(&pem("CERTIFICATE", root.der())).unwrap();
+        let chain = [leaf.der().clone(), middle.der().clone()];
+        assert_eq!(verify(&chain, &anchors, NOW), Ok(()));
+        assert!(verify(&chain[..1], &anchors, NOW).is_err() && verify(&[], &anchors, NOW).is_err());
     }
 
     #[test]

@@ -63,6 +63,11 @@ fn text<'a>(of: &'a Value, pointer: &str) -> &'a str {
     of.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
+/// Where it says none, `kubectl apply` would take this one.
+fn namespace(hpa: &Value) -> &str {
+    Some(text(hpa, "/metadata/namespace")).filter(|it| !it.is_empty()).unwrap_or("default")
+}
+
 /// The HPAs on stdin, one or a List. Errors: it is something else.
 fn autoscalers() -> Result<Vec<Value>, String> {
     let no = |mistake: String| format!("stdin {mistake}: give what kubectl get hpa -A -o json prints");
@@ -79,7 +84,7 @@ fn autoscalers() -> Result<Vec<Value>, String> {
 
 /// The metric sources of an HPA, with their names.
 fn sources(hpa: &Value) -> impl Iterator<Item = (String, Source<'_>)> {
-    let name = format!("{}/{}", text(hpa, "/metadata/namespace"), text(hpa, "/metadata/name"));
+    let name = format!("{}/{}", namespace(hpa), text(hpa, "/metadata/name"));
     items(hpa, "/spec/metrics").zip(1..).map(move |(it, number)| {
         let (kind, spec) = (text(it, "/type"), &it[text(it, "/type").to_ascii_lowercase()]);
         (format!("{name} metric {number} {}", text(spec, "/metric/name")), (hpa, kind, spec))
@@ -117,7 +122,7 @@ fn resource(reference: &Value) -> Result<&'static Resource> {
 /// The selector of the pods that an HPA scales.
 fn pods(kube: &Kube, hpa: &Value) -> Result<String> {
     let reference = &hpa["spec"]["scaleTargetRef"];
-    let (of, [place, name]) = (resource(reference)?, [text(hpa, "/metadata/namespace"), text(reference, "/name")]);
+    let (of, [place, name]) = (resource(reference)?, [namespace(hpa), text(reference, "/name")]);
     let query = format!("?fieldSelector=metadata.name%3D{}", percent_encode(name));
     let list = kube.call(Method::GET, &kube::path(of, &percent_encode(place), &query), JSON, None, of.plural)?;
     let found = items(&list, "/items").map(|it| selector(&it["spec"]["selector"])).find(|it| !it.is_empty());
@@ -128,7 +133,7 @@ fn pods(kube: &Kube, hpa: &Value) -> Result<String> {
 /// Source: <https://github.com/kubernetes/kubernetes/blob/master/pkg/controller/podautoscaler/metrics/client.go>.
 fn request((hpa, kind, spec): Source<'_>, pods: &str) -> Result<String> {
     let (metric, object) = (text(spec, "/metric/name"), text(spec, "/describedObject/name"));
-    let [place, metric, object] = [text(hpa, "/metadata/namespace"), metric, object].map(percent_encode);
+    let [place, metric, object] = [namespace(hpa), metric, object].map(percent_encode);
     let base = format!("/apis/{GROUP}/v1beta2/namespaces/{place}");
     let described = |of: &Resource| match *of {
         // The controller does not look at its name.
@@ -194,19 +199,7 @@ fn explain(which: &str) -> Done {
         _ if which == "-" => autoscalers()?,
         _ => return Err(format!("{} is neither NAMESPACE/HPA nor -", quoted(which))),
     };
-    show_questions();
-    for (name, source) in hpas.iter().flat_map(sources) {
-        say(&format!("{name} ({})", source.1));
-        if let Err(error) = explain_one(&tools, source) {
-            row("refused", &error.line());
-            well = false;
-        }
-    }
-    Ok(well)
-}
-
-/// Shows what the log holds of Sysdig at level debug.
-fn show_questions() {
+    // What the log holds of Sysdig at level debug.
     let mut log = env_logger::Builder::new();
     log.filter_module("sysdig_metrics_adapter::sysdig", log::LevelFilter::Debug).target(env_logger::Target::Stdout);
     log.format(|out, record| {
@@ -217,6 +210,15 @@ fn show_questions() {
         writeln!(out, "    {what:<15} {text}")
     });
     log.init();
+    for (name, source) in hpas.iter().flat_map(sources) {
+        say(&format!("{name} ({})", source.1));
+        if let Err(error) = explain_one(&tools, source) {
+            row("refused", &error.line());
+            well = false;
+        }
+    }
+    let _ = !well || hpas.iter().any(|it| sources(it).next().is_some()) || say("there are no metrics to explain");
+    Ok(well)
 }
 
 fn explain_one(tools: &Tools, source: Source<'_>) -> Result<()> {
@@ -301,14 +303,12 @@ fn doctor(as_json: bool) -> Done {
     let (config, Readings { kube, sysdig, .. }) = &tools()?;
     let (now, mut rows, ok) = (unix_now(), Vec::new(), |text: &str| text.to_owned());
     let mut check = |name: &str, found: Result<String>| {
-        let (status, word, message) = match &found {
-            Ok(message) => ("ok", "", message),
-            Err(it) if name == "clock" || it.message.contains("doctor-rbac") => ("warn", it.reason.word(), &it.message),
-            Err(it) => ("fail", it.reason.word(), &it.message),
-        };
+        let mild = name == "clock" || found.as_ref().is_err_and(|it| it.message.contains("doctor-rbac"));
+        let word = found.as_ref().map_or_else(|it| it.reason.word(), |_| "");
+        let status = if word.is_empty() { "ok" } else { ["fail", "warn"][usize::from(mild)] };
+        let message = found.unwrap_or_else(|it| it.line());
+        let _ = as_json || say(&format!("{status:<4}  {name:<41}  {message}"));
         rows.push(json!({ "check": name, "status": status, "word": word, "message": message }));
-        let shown = if word.is_empty() { message } else { &format!("{word}: {message}") };
-        let _ = as_json || say(&format!("{status:<4}  {name:<41}  {shown}"));
     };
     check("settings", sysdig.check_configured().map(|()| ok("token and CLUSTER_NAME are there")));
     for ((group, version), served) in APIS.into_iter().zip([true, true, config.external]) {

@@ -5,8 +5,7 @@
 use crate::prelude::*;
 use crate::tls::{agent, certificates, exchange, explain};
 use crate::{
-    api::JSON, config::Config, config::Secret, requestheader::RequestHeader, route::EXTERNAL, route::Resource,
-    route::percent_encode,
+    api::JSON, config::Config, config::Secret, requestheader::RequestHeader, route::Resource, route::percent_encode,
 };
 use crate::{sysdig::Object, sysdig::remark};
 use ureq::{Agent, http::Method};
@@ -125,7 +124,7 @@ impl Kube {
     pub fn call(&self, method: Method, path: &str, accept: &str, body: Option<&Value>, what: &str) -> Result<Value> {
         let (status, answer, token) = self.send(method, path, accept, body)?;
         let says = || quoted(&remark(&answer).replace(token.expose(), "(hidden)"));
-        let mend = match path.contains("/horizontalpodautoscalers/") || path.ends_with(EXTERNAL) {
+        let mend = match path.contains("/horizontalpodautoscalers/") || path.ends_with(".external.metrics.k8s.io") {
             true => "add components: [manifests/components/doctor-rbac] to kustomization.yaml, then kubectl apply -k .",
             false => "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles",
         };

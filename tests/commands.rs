@@ -656,7 +656,13 @@ fn check_takes_a_list_and_counts() {
     assert_eq!((code, out), (1, format!("{line}HPAs: 2, metrics of the adapter: 3, findings: 1\n")));
     let (code, out, _) = run(&Vec::new(), &["check"], list(json!([])).as_bytes());
     assert_eq!((code, out.as_str()), (0, "HPAs: 0, metrics of the adapter: 0, findings: 0\n"));
+    let mut nowhere = hpa(vec![object("Service", "v1", "kuard", METRIC, value("0"))]);
+    nowhere["metadata"] = json!({ "name": "kuard" });
+    let (_, lines) = check(&[], &nowhere);
+    assert!(lines.len() == 1 && lines[0].starts_with("default/kuard metric 1 "), "as kubectl apply has it: {lines:?}");
     let missing = json!({ "kind": "HorizontalPodAutoscaler", "apiVersion": "autoscaling/v2" });
+    let (code, out, _) = run(&Vec::new(), &["explain", "-"], missing.to_string().as_bytes());
+    assert_eq!((code, out.as_str()), (0, "there are no metrics to explain\n"));
     let (code, out, _) = run(&Vec::new(), &["check"], missing.to_string().as_bytes());
     assert_eq!((code, out.as_str()), (0, "HPAs: 1, metrics of the adapter: 0, findings: 0\n"));
 }
