@@ -121,7 +121,12 @@ impl Kube {
     pub fn call(&self, method: Method, path: &str, accept: &str, body: Option<&Value>, what: &str) -> Result<Value> {
         let (status, answer, token) = self.send(method, path, accept, body)?;
         let says = || quoted(&remark(&answer).replace(token.expose(), "(hidden)"));
-        let mend = "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles (for custom resources see docs/definitions.md)";
+        let mend = match path.contains("/horizontalpodautoscalers/") || path.ends_with(".external.metrics.k8s.io") {
+            true => "add components: [manifests/components/doctor-rbac] to kustomization.yaml, then kubectl apply -k .",
+            false => {
+                "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles (of custom resources: docs/definitions.md)"
+            }
+        };
         Err(match status {
             200 | 201 => {
                 return serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON"));
@@ -175,7 +180,7 @@ pub(crate) fn named(resource: &Resource, namespace: &str, name: &str) -> String 
     format!("{} {name}{place}", resource.kind)
 }
 
-fn path(Resource { plural, api_version, .. }: &Resource, namespace: &str, rest: &str) -> String {
+pub(crate) fn path(Resource { plural, api_version, .. }: &Resource, namespace: &str, rest: &str) -> String {
     let base = if api_version.contains('/') { "/apis" } else { "/api" };
     let place = if namespace.is_empty() { String::new() } else { format!("/namespaces/{namespace}") };
     format!("{base}/{api_version}{place}/{plural}{rest}")

@@ -5,6 +5,7 @@ mod api;
 mod auth;
 mod certs;
 mod changes;
+pub mod commands;
 pub mod config;
 mod connections;
 mod data;

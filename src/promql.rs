@@ -10,7 +10,7 @@ use crate::sysdig::{STEP, invalid_answer};
 /// Source: <https://docs.sysdig.com/en/docs/sysdig-monitor/using-monitor/metrics/metrics-library/>.
 pub(crate) const OWN: &str = include_str!("legacy-metrics.txt");
 /// Every container has it, whatever its traffic.
-const COMPANION: &str = "sysdig_container_up";
+pub(crate) const COMPANION: &str = "sysdig_container_up";
 const CLUSTER: &str = "kube_cluster_name";
 /// The label that tells the parts of an answer apart.
 const PART: &str = "sysdig_metrics_adapter";
@@ -79,9 +79,9 @@ fn differing(one: &Value, other: &Value) -> String {
     keys.into_iter().map(|key| format!("{key} ({}, {})", one[key], other[key])).collect::<Vec<_>>().join(", ")
 }
 
-pub(crate) fn is_collected(sysdig: &Sysdig, question: &Question, end: u64) -> Result<bool> {
+pub(crate) fn is_collected(sysdig: &Sysdig, question: &Question, end: u64, span: u64) -> Result<bool> {
     let ((name, _), cluster) = (series(question)?, matchers(sysdig.cluster()?, &[]));
-    let answer = ask(sysdig, &format!("count(last_over_time({name}{{{cluster}}}[1d]))"), end)?;
+    let answer = ask(sysdig, &format!("count(last_over_time({name}{{{cluster}}}[{span}s]))"), end)?;
     Ok(items(&answer, "/data/result").next().is_some())
 }
 
@@ -133,7 +133,7 @@ pub(crate) fn series(question: &Question) -> Result<(String, &'static str)> {
     Ok((metric.to_owned(), if total && !metric.starts_with("sysdig_") { "counter" } else { "gauge" }))
 }
 
-fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64) -> Result<String> {
+pub(crate) fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64) -> Result<String> {
     let Tuning { time, group, window } = question.tuning;
     let (name, kind) = series(question)?;
     let within = scope.requirements(question);

@@ -131,10 +131,14 @@ impl Resource {
         *self == Self::SERVICES || !self.workload_type.is_empty()
     }
 
+    /// `apps`; empty for the core group.
+    pub fn group(&self) -> &'static str {
+        self.api_version.split_once('/').map_or("", |(group, _)| group)
+    }
+
     /// `pods`, `deployments.apps`
     pub fn qualified(&self) -> String {
-        let group = self.api_version.split_once('/').map(|(group, _)| format!(".{group}"));
-        format!("{}{}", self.plural, group.unwrap_or_default())
+        if self.group().is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group()) }
     }
 
     pub fn is_namespaced(&self) -> bool {

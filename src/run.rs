@@ -27,7 +27,6 @@ type Failure = Box<dyn error::Error>;
 /// Runs the adapter until it is told to end. 2 means that a setting is wrong, 1 that the start failed.
 pub fn run() -> ExitCode {
     start_log();
-    let variable = |name: &str| Some(env::var_os(name)?.into_string().map_err(|_| "is not UTF-8".to_owned()));
     let done = Config::read(variable).map_err(|mistakes| (2, mistakes)).and_then(|config| {
         let sysdig = Sysdig::new(&config).map_err(|mistake| (2, vec![mistake]))?;
         let done = with_sockets(&config.socket_dir, |sockets| work(&config, sysdig, sockets));
@@ -36,6 +35,10 @@ pub fn run() -> ExitCode {
     let Err((code, mistakes)) = done else { return ExitCode::SUCCESS };
     mistakes.iter().for_each(|mistake| log::error!("{mistake}"));
     ExitCode::from(code)
+}
+
+pub(crate) fn variable(name: &str) -> Option<Result<String, String>> {
+    Some(env::var_os(name)?.into_string().map_err(|_| "is not UTF-8".to_owned()))
 }
 
 /// Control characters are escaped, so that nothing from outside can start a line of its own.
@@ -48,7 +51,7 @@ fn start_log() {
     log.init();
 }
 
-fn visible(c: char) -> String {
+pub(crate) fn visible(c: char) -> String {
     if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
 }
 

@@ -52,7 +52,7 @@ struct Batch {
 }
 
 #[derive(Default)]
-struct Ask {
+pub(crate) struct Ask {
     last: Option<Instant>,
     /// Asked for more than once: kept fresh.
     again: bool,
@@ -181,7 +181,7 @@ impl Store {
 }
 
 impl Ask {
-    fn take(&mut self, answer: Result<Vec<Item>>, forgetful: bool, at: Instant, now: u64) {
+    pub(crate) fn take(&mut self, answer: Result<Vec<Item>>, forgetful: bool, at: Instant, now: u64) {
         (self.answers, self.answered, self.waiting) = (self.answers + 1, Some(at), false);
         match answer {
             Ok(items) => (self.items, self.error) = (items, None),
@@ -196,7 +196,12 @@ impl Ask {
     }
 
     /// The values that are not too old, or why there are none.
-    fn outcome(&self, Plan { question, select, defined }: &Plan, max_age: u64, now: u64) -> Result<Vec<Item>> {
+    pub(crate) fn outcome(
+        &self,
+        Plan { question, select, defined }: &Plan,
+        max_age: u64,
+        now: u64,
+    ) -> Result<Vec<Item>> {
         let (hold, zero) = defined.absence;
         let max_age = if defined.max_age > 0 { defined.max_age } else { max_age };
         let most = max_age.max(if self.error.is_some() { hold } else { 0 });

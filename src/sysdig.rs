@@ -11,6 +11,8 @@ use ureq::{Agent, Proxy};
 pub(crate) const STEP: u64 = 10;
 /// Seconds that Sysdig's clock may be ahead of ours.
 const AHEAD: u64 = 60;
+/// Seconds that the clocks may differ before it is worth a line.
+const MOST_SKEW: u64 = 30;
 /// With more objects than this, all of their namespaces are asked for instead of each by its name.
 const MOST_NAMES: usize = 500;
 /// For how many seconds it stays known that a metric is collected, and that it is not.
@@ -124,6 +126,13 @@ impl Sysdig {
         self.token().and_then(|_| self.cluster()).map(|_| ())
     }
 
+    /// Errors: Sysdig's clock, by its last answer, is not ours.
+    pub(crate) fn check_clock(&self) -> Result<(), Error> {
+        let skew = self.skew.load(Relaxed);
+        let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
+        if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) }
+    }
+
     /// A template is PromQL whatever is chosen for the rest.
     pub fn speaks_promql(&self, metric: &str) -> bool {
         let auto = || self.config.backend == "auto" && !metric.contains('.');
@@ -152,7 +161,7 @@ impl Sysdig {
             return Ok(*collected);
         }
         let ask = if self.speaks_promql(&question.metric) { promql::is_collected } else { data::is_collected };
-        let collected = ask(self, question, window_end(now))?;
+        let collected = ask(self, question, window_end(now), 86_400)?;
         let mut known = lock(&self.collected);
         known.retain(|_, (_, until)| now < *until);
         if known.len() < MOST_METRICS {
@@ -160,6 +169,15 @@ impl Sysdig {
             known.insert(question.metric.clone(), (collected, until));
         }
         Ok(collected)
+    }
+
+    /// Whether there are containers of the cluster in the last `span` seconds. Errors: Sysdig failed.
+    pub(crate) fn sees_cluster(&self, now: u64, span: u64) -> Result<bool, Error> {
+        let promql = self.config.backend == "promql";
+        let metric = if promql { promql::COMPANION } else { data::COMPANION }.to_owned();
+        let (resource, labels) = (&Resource::PODS, Vec::new());
+        let question = Question { metric, tuning: Tuning::default(), resource, legacy: false, labels };
+        (if promql { promql::is_collected } else { data::is_collected })(self, &question, window_end(now), span)
     }
 
     pub fn catalogue(&self) -> Result<Vec<String>, Error> {

@@ -181,6 +181,91 @@ fn every_link_leads_somewhere() {
     assert!(count > 40, "{count}");
 }
 
+/// Who runs a command of the documents: a file of ours and what stands in it; or why none does.
+enum How {
+    Run(&'static str, &'static str),
+    Not(&'static str),
+}
+
+const CI: &str = ".ci/run";
+const PLANE: &str = "tests/control_plane.rs";
+const NO_REGISTRY: How = How::Not("there is no container registry, no docker and no kind where the tests run");
+const OTHERS: How = How::Not("it is about another program's objects");
+const LOOKS: How = How::Not("it only looks, at pods and logs that a control plane without nodes has none of");
+
+/// Every command that the documents show begins like one of these; the first that fits counts.
+const COMMANDS: &[(&str, How)] = &[
+    ("cargo run --release --example demo", How::Run(CI, "cargo run --release --locked --example demo")),
+    ("cargo run --release --example bench -- --write", How::Not("it takes half an hour, and writes what it measured")),
+    ("cargo test --locked", How::Run(CI, "cargo test --locked")),
+    ("cargo tree -e normal --target", How::Run("tests/house.rs", "\"tree\", \"--locked\", \"--target\"")),
+    ("docker ", NO_REGISTRY),
+    ("kind load ", NO_REGISTRY),
+    ("kubectl get --raw", How::Run(PLANE, "\"get\", \"--raw\"")),
+    ("kubectl get hpa kuard -o json | kubectl exec -i", How::Run("tests/commands.rs", "[\"explain\", \"-\"]")),
+    ("kubectl get hpa -A -o json | sysdig-metrics-adapter check", How::Run("tests/commands.rs", "[\"check\"]")),
+    (
+        "kubectl exec -n custom-metrics deployment/custom-metrics-apiserver -- /sysdig-metrics-adapter explain ",
+        How::Run("tests/commands.rs", "[\"explain\", \"default/kuard\"]"),
+    ),
+    (
+        "kubectl exec -n custom-metrics deployment/custom-metrics-apiserver -- /sysdig-metrics-adapter doctor",
+        How::Run("tests/commands.rs", "[\"doctor\"]"),
+    ),
+    (
+        "kubectl get hpa kuard-autoscaler",
+        How::Run("tests/control_plane/load.rs", "\"get\", \"hpa\", \"kuard-autoscaler\""),
+    ),
+    ("kubectl get apiservice ", How::Run(PLANE, "\"get\", \"apiservice\"")),
+    ("kubectl get deployment,service,clusterrole,apiservice", OTHERS),
+    ("kubectl get scaledobject", OTHERS),
+    ("kubectl get pods", LOOKS),
+    ("kubectl logs ", LOOKS),
+    ("kubectl api-versions", How::Run(PLANE, "\"api-versions\"")),
+    ("kubectl apply -f manifests/", How::Run(PLANE, "\"apply\", \"-f\"")),
+    ("kubectl apply -f web-hpa.yaml", How::Not("the file is the reader's, made of the example before it")),
+    ("kubectl apply -k .", How::Run(CI, "overlay | known_kinds")),
+    ("kubectl kustomize . |", How::Run(CI, "overlay | known_kinds")),
+    ("kubectl create secret generic --from-literal", How::Run(PLANE, "\"create\", \"secret\", \"generic\"")),
+    ("kubectl create clusterrolebinding", How::Run(PLANE, "\"create\", \"clusterrolebinding\"")),
+    ("kubectl port-forward", How::Not("there are no nodes to forward from")),
+    ("ab -c 10", How::Not("there are no pods to load; the demo plays it")),
+    ("curl -sk", How::Not("it goes through port-forward; tests/auth.rs asks the same with a token")),
+    ("kubectl describe hpa", How::Run("tests/control_plane/load.rs", "\"describe\", \"hpa\"")),
+    (
+        "kubectl patch secret custom-metrics-apiserver-certificate",
+        How::Run("tests/control_plane/trust.rs", "&[\"patch\"]"),
+    ),
+    ("kubectl delete apiservice ", How::Run(PLANE, "\"delete\", \"apiservice\"")),
+    ("kubectl delete -f manifests/", How::Run(PLANE, "\"delete\", \"-f\"")),
+    ("kubectl delete deployment", OTHERS),
+    ("kubectl delete scaledobject", OTHERS),
+    ("kubectl delete clusterrolebinding try-it", How::Not("it takes back what the reader made")),
+];
+
+#[test]
+fn every_command_is_run_by_a_test_or_says_why_not() {
+    let mut used = BTreeSet::new();
+    for path in documents() {
+        let document = fs::read_to_string(&path).unwrap();
+        for command in document.lines().filter_map(|line| line.strip_prefix("$ ")) {
+            let found = COMMANDS.iter().position(|(start, _)| command.starts_with(start));
+            used.insert(found.unwrap_or_else(|| panic!("{}: nobody runs: {command}", path.display())));
+        }
+        // What a reader would type stands behind a prompt, where it is found.
+        let shell = document.split("```").skip(1).step_by(2).filter(|block| block.starts_with("console"));
+        assert!(shell.into_iter().all(|block| block.contains("\n$ ")), "{}", path.display());
+        assert!(!["```sh", "```bash", "```shell"].iter().any(|it| document.contains(it)), "{}", path.display());
+    }
+    for (index, (start, how)) in COMMANDS.iter().enumerate() {
+        assert!(used.contains(&index), "no document shows: {start}");
+        match how {
+            How::Run(file, part) => assert!(read(file).contains(part), "{file} does not run: {start}"),
+            How::Not(why) => assert!(why.len() > 20, "{start}: {why}"),
+        }
+    }
+}
+
 #[test]
 fn every_component_is_in_the_readme() {
     let readme = read("README.md");
