@@ -139,7 +139,7 @@ fn template(text: &str) -> Option<String> {
     let word = |c: char| c.is_ascii_alphanumeric() || "_:".contains(c);
     let matcher = |text: &str| {
         let (label, value) = text.trim().strip_suffix('"')?.split_once('"')?;
-        (label.chars().all(|c| word(c) || "=~! ".contains(c)) && !value.contains(['"', '\\', '$'])).then_some(())
+        (label.chars().all(|c| word(c) || "=~! ".contains(c)) && !value.contains(['"', '\\', '$', '\n'])).then_some(())
     };
     let mut parts = text.split('{');
     let mut plain = parts.next()?.to_owned();
@@ -349,6 +349,7 @@ mod tests {
             by("rate(a{$matchers,b=\"}[$window]) + rate(c{$matchers,d=\"}[$window])"),
             by("rate(a{$matchers,b=\"\\\"}[$window])"),
             by("rate(a{$matchers,b='c'}[$window])"),
+            by("rate(a{$matchers,b=\"\n\"}[$window])"),
             by("rate(a{$matchers,b=\"$matchers\"}[$window])"),
             by("rate(a{$matchers,b=\"c\" or d=\"e\"}[$window])"),
             by("rate(a{$matchers or d=\"e\"}[$window])"),
