@@ -153,10 +153,8 @@ fn template(text: &str) -> Option<String> {
     let mut calls = format!("{})", lists.next()?);
     for part in lists {
         let (before, _) = part.rsplit_once('(').filter(|it| it.1.chars().all(|c| word(c) || ", ".contains(c)))?;
-        let before = ["by", "on"]
-            .iter()
-            .find_map(|list| before.trim_end().strip_suffix(list))
-            .filter(|it| !it.ends_with(word))?;
+        let of = |list| before.trim_end().strip_suffix(list);
+        let before = of("by").or_else(|| of("on")).filter(|it| !it.ends_with(word))?;
         calls = format!("{before} {calls}");
     }
     let fits = calls.split('(').map(|part| part.trim_end().trim_end_matches(word)).all(|part| {
@@ -164,7 +162,7 @@ fn template(text: &str) -> Option<String> {
         !bare && part.chars().all(|c| word(c) || ".,+-*/%^<>=!) ".contains(c))
     });
     let reach = ["offset", "info"].iter().any(|it| calls.to_ascii_lowercase().contains(it));
-    (fits && !reach && plain.contains("$by)")).then(|| text.to_owned())
+    (fits && !reach && text.contains('{') && plain.contains("$by)")).then(|| text.to_owned())
 }
 
 #[cfg(test)]
@@ -373,6 +371,7 @@ mod tests {
             "sum by (a, $by, b) (rate(a{$matchers}[$window]))".to_owned(),
             "$by{$matchers}[$window]".to_owned(),
             "sum(a)".to_owned(),
+            by("0"),
             String::new(),
         ];
         for template in bad {

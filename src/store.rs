@@ -200,16 +200,14 @@ impl Ask {
         let max_age = if defined.max_age > 0 { defined.max_age } else { max_age };
         let most = max_age.max(if self.error.is_some() { hold } else { 0 });
         let age = |item: &Item| now.saturating_sub(item.2);
-        let good = self.items.iter().filter(|item| age(item) <= most);
-        let good: Vec<Item> = good
-            .map(|(name, value, end)| (name.clone(), value.scaled(defined.divide_by, defined.decimals), *end))
-            .collect();
+        let shown = |it: &Item| (it.0.clone(), it.1.scaled(defined.divide_by, defined.decimals), it.2);
+        let good: Vec<Item> = self.items.iter().filter(|item| age(item) <= most).map(shown).collect();
         match (&self.error, self.items.iter().map(age).min()) {
             _ if !good.is_empty() => Ok(good),
             (Some((Error { reason: Reason::NoData, .. }, _, last)), _)
                 if zero && select.name != "*" && now.saturating_sub(*last) + STEP <= max_age =>
             {
-                Ok(vec![(select.name.clone(), Quantity::ZERO, last - STEP)])
+                Ok(vec![(select.name.clone(), Quantity::ZERO, last.saturating_sub(STEP))])
             }
             (Some((error, since, _)), Some(age)) => {
                 let (message, since) = (&error.message, rfc3339(*since));
