@@ -12,7 +12,7 @@ const CLUSTER: &str = "kubernetes.cluster.name";
 /// Labels beside those of resources that have another form in PromQL.
 const LABELS: [&str; 5] = [CLUSTER, "container.name", "net.http.method", "net.http.statusCode", "net.http.url"];
 /// There is no escape for a quote in the language of filters.
-const UNFIT: &str = "cannot stand in a Sysdig filter: it holds a quote or a backslash";
+const UNFIT: &str = "cannot stand in a Sysdig filter: it holds a quote, a backslash or a control character";
 const PAGE: usize = 1000;
 const MOST_PAGES: usize = 20;
 

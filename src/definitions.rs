@@ -31,7 +31,7 @@ texts! {
         None => ["error", "zero"].contains(&it).then_some((0, it == "zero")),
     }, "error, zero, or hold 10s to hold 24h";
     age: u64 = seconds, "10s to 24h";
-    plural: &'static str = |it| is_name(it, 63).then(|| kept(it)), "lower-case letters, digits, - only";
+    plural: &'static str = |it| (is_name(it, 63) && !it.contains('.')).then(|| kept(it)), "lower-case letters, digits, - only";
     word: &'static str = |it| (is_metric_id(&it.replacen('/', ":", 1)) && !it.contains("..")).then(|| kept(it)), "letters, digits, - . / _ only";
 }
 
@@ -118,45 +118,41 @@ fn seconds(text: &str) -> Option<u64> {
 
 /// What stays, since who asked for a resource may still hold it when it is defined no more.
 fn kept(text: &str) -> &'static str {
-    static KEPT: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
-    let mut kept = lock(&KEPT);
-    let found = kept.get(text).copied().unwrap_or_else(|| text.to_owned().leak());
-    kept.insert(found);
-    found
+    static KEPT: Mutex<BTreeMap<String, &str>> = Mutex::new(BTreeMap::new());
+    lock(&KEPT).entry(text.to_owned()).or_insert_with_key(|text| text.clone().leak())
 }
 
-/// The text, if all samples that it reads are within the scope and over the window, and objects are told apart: outside
-/// of selections and of lists of labels there are no strings, and each word is that of a call.
+/// The text, if all samples that it reads are within the scope and over the window, and objects are told apart: beside
+/// selections and lists of labels there are signs, numbers, and words that begin a call.
 fn template(text: &str) -> Option<String> {
     let word = |c: char| c.is_ascii_alphanumeric() || "_:".contains(c);
-    let matcher = |text: &str| {
-        let (label, value) = text.trim().strip_suffix('"')?.split_once('"')?;
-        (label.chars().all(|c| word(c) || "=~! ".contains(c)) && !value.contains(['"', '\\', '$'])).then_some(())
-    };
-    let mut parts = text.split('{');
-    let mut plain = parts.next()?.to_owned();
-    for part in parts {
-        let (more, after) = part.strip_prefix("$matchers")?.split_once("}[$window]")?;
-        let mut matchers = more.split(',');
-        matchers.next().filter(|it| it.is_empty()).and_then(|_| matchers.try_for_each(matcher))?;
-        plain = plain.ends_with(word).then(|| format!("{}0 {after}", plain.trim_end_matches(word)))?;
+    let plain = |text: &str, signs: &str| text.chars().all(|c| word(c) || signs.contains(c)).then_some(());
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (name, after) = rest.split_at(rest.find(|c| !word(c)).unwrap_or(rest.len()));
+        let next = after.trim_start();
+        let number = name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(|c| "0123456789e".contains(c));
+        let call = next.starts_with('(') && !["offset", "info"].contains(&&*name.to_lowercase());
+        rest = match (name, after.strip_prefix("{$matchers")) {
+            ("", _) => rest.strip_prefix(|c| " .,+-*/%^<>=!()".contains(c))?,
+            (_, Some(selection)) => {
+                let (more, after) = selection.split_once("}[$window]")?;
+                let mut matchers = more.split(',');
+                matchers.next().filter(|it| it.is_empty())?;
+                for matcher in matchers {
+                    let (name, value) = matcher.trim().strip_suffix('"')?.split_once('"')?;
+                    plain(name, "=~! ").filter(|()| !value.contains(['"', '\\', '$', '\n']))?;
+                }
+                after
+            }
+            ("by" | "on", _) => {
+                let (list, after) = next.strip_prefix('(')?.split_once("$by)")?;
+                plain(list, ", ").map(|()| after)?
+            }
+            _ => Some(after).filter(|_| number || call || next.starts_with("by"))?,
+        };
     }
-    let mut lists = plain.rsplit("$by)");
-    let mut calls = format!("{})", lists.next()?);
-    for part in lists {
-        let (before, _) = part.rsplit_once('(').filter(|it| it.1.chars().all(|c| word(c) || ", ".contains(c)))?;
-        let before = ["by", "on"]
-            .iter()
-            .find_map(|list| before.trim_end().strip_suffix(list))
-            .filter(|it| !it.ends_with(word))?;
-        calls = format!("{before} {calls}");
-    }
-    let fits = calls.split('(').map(|part| part.trim_end().trim_end_matches(word)).all(|part| {
-        let bare = part.split(|c| !word(c)).any(|it| it.starts_with(|c: char| !c.is_ascii_digit()));
-        !bare && part.chars().all(|c| word(c) || ".,+-*/%^<>=!) ".contains(c))
-    });
-    let reach = ["offset", "info"].iter().any(|it| calls.to_ascii_lowercase().contains(it));
-    (fits && !reach && plain.contains("$by)")).then(|| text.to_owned())
+    Some(text.to_owned()).filter(|text| text.contains('{') && text.contains("$by)"))
 }
 
 #[cfg(test)]
@@ -292,6 +288,7 @@ mod tests {
             ("kind", "a b"),
             ("plural", "Queues"),
             ("plural", "a/b"),
+            ("plural", ".."),
             ("plural", ""),
             ("apiVersion", "a/b/c"),
             ("apiVersion", "a?b"),
@@ -338,7 +335,7 @@ mod tests {
             by("rate(a{$matchers}[$window] offset 1h)"),
             by("rate(a{$matchers}[$window]offset 1h)"),
             by("rate(a{$matchers}[$window] offset (1h))"),
-            by("rate(a{$matchers}[$window] OFFSET (1h))"),
+            by("rate(a{$matchers}[$window] OFFSET (60))"),
             by("info(rate(a{$matchers}[$window]))"),
             by("rate(a{$matchers}[$window] anchored)"),
             by("a{$matchers[$window]"),
@@ -347,6 +344,7 @@ mod tests {
             by("rate(a{$matchers,b=\"}[$window]) + rate(c{$matchers,d=\"}[$window])"),
             by("rate(a{$matchers,b=\"\\\"}[$window])"),
             by("rate(a{$matchers,b='c'}[$window])"),
+            by("rate(a{$matchers,b=\"\n\"}[$window])"),
             by("rate(a{$matchers,b=\"$matchers\"}[$window])"),
             by("rate(a{$matchers,b=\"c\" or d=\"e\"}[$window])"),
             by("rate(a{$matchers or d=\"e\"}[$window])"),
@@ -367,9 +365,11 @@ mod tests {
             format!("{selected};"),
             "sum(rate(a{$matchers}[$window]))".to_owned(),
             "rate(a{$matchers}[$window])".to_owned(),
+            "sum by (a!=, $by) (rate(a{$matchers}[$window]))".to_owned(),
             "sum by (a, $by, b) (rate(a{$matchers}[$window]))".to_owned(),
             "$by{$matchers}[$window]".to_owned(),
             "sum(a)".to_owned(),
+            by("0"),
             String::new(),
         ];
         for template in bad {

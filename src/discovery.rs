@@ -108,6 +108,7 @@ fn entry(group: &str, resource: &Resource, metric: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::definitions::Definitions;
     use crate::route::{APIS, LONGEST_METRIC};
     use serde_json::json;
     use std::collections::BTreeSet;
@@ -208,6 +209,24 @@ mod tests {
             });
             assert_eq!(*resource, expected);
         }
+    }
+
+    #[test]
+    fn what_is_defined_comes_first_and_of_custom_resources_too() {
+        let file = br#"{ "metrics": [{ "name": "waiting", "metric": "a" }], "resources":
+            [{ "kind": "Queue", "plural": "queues", "apiVersion": "rabbitmq.com/v1beta1", "label": "queue" }] }"#;
+        let definitions = Definitions::default();
+        definitions.load(Ok(file.to_vec())).unwrap();
+        let metrics: Vec<String> = (0..20_000).map(|n| format!("a.{n}")).chain(["waiting".to_owned()]).collect();
+        let listed = names(&api_resource_list((GROUP, "v1beta2"), &metrics, &definitions.in_force()));
+        let first = Resource::all().map(|it| format!("{}/waiting", it.qualified()));
+        assert_eq!(listed[..9], first.collect::<Vec<_>>());
+        assert_eq!(listed[9..11], ["queues.rabbitmq.com/waiting", "services/a.0"]);
+        assert_eq!(listed.iter().filter(|name| *name == "services/waiting").count(), 1);
+        let few = names(&api_resource_list((GROUP, "v1beta2"), &metrics[..2], &definitions.in_force()));
+        assert!(few.contains(&"queues.rabbitmq.com/a.1".to_owned()) && few.len() == 10 * 3, "{few:?}");
+        let external = names(&api_resource_list((EXTERNAL, "v1beta1"), &metrics[..1], &definitions.in_force()));
+        assert_eq!(external, ["waiting", "a.0"]);
     }
 
     #[test]

@@ -206,16 +206,14 @@ impl Ask {
         let max_age = if defined.max_age > 0 { defined.max_age } else { max_age };
         let most = max_age.max(if self.error.is_some() { hold } else { 0 });
         let age = |item: &Item| now.saturating_sub(item.2);
-        let good = self.items.iter().filter(|item| age(item) <= most);
-        let good: Vec<Item> = good
-            .map(|(name, value, end)| (name.clone(), value.scaled(defined.divide_by, defined.decimals), *end))
-            .collect();
+        let shown = |it: &Item| (it.0.clone(), it.1.scaled(defined.divide_by, defined.decimals), it.2);
+        let good: Vec<Item> = self.items.iter().filter(|item| age(item) <= most).map(shown).collect();
         match (&self.error, self.items.iter().map(age).min()) {
             _ if !good.is_empty() => Ok(good),
             (Some((Error { reason: Reason::NoData, .. }, _, last)), _)
                 if zero && select.name != "*" && now.saturating_sub(*last) + STEP <= max_age =>
             {
-                Ok(vec![(select.name.clone(), Quantity::ZERO, last - STEP)])
+                Ok(vec![(select.name.clone(), Quantity::ZERO, last.saturating_sub(STEP))])
             }
             (Some((error, since, _)), Some(age)) => {
                 let (message, since) = (&error.message, rfc3339(*since));
@@ -442,5 +440,45 @@ mod tests {
             let room = store.want(&plan("b", "kuard"), at);
             assert_eq!(room.map_err(|error| error.reason), if answered { Ok(0) } else { Err(Reason::Overloaded) });
         }
+    }
+
+    /// What is served at `now` for a definition with this age and absence, after `kuard` had a 0.001 with samples up to
+    /// `NOW` and `error` at `failed`.
+    fn served(definition: Definition, error: Reason, failed: u64, now: u64) -> Result<Vec<(String, u64)>, Reason> {
+        let (mut ask, at) = (Ask::default(), Instant::now());
+        let value = Quantity::parse("0.001").unwrap();
+        ask.take(Ok(vec![("kuard".to_owned(), value, NOW)]), false, at, NOW);
+        ask.take(Err(Error::new(error, "it fails".to_owned())), false, at, failed);
+        let plan = Plan { defined: definition, ..plan("m", "kuard") };
+        let items = ask.outcome(&plan, 120, now).map_err(|error| error.reason)?;
+        Ok(items.into_iter().map(|(_, value, end)| (value.to_string(), end)).collect())
+    }
+
+    #[test]
+    fn what_is_served_for_silence_is_what_the_definition_says() {
+        let silence = |absence| Definition { absence, ..Definition::default() };
+        let (last, zero) = (Ok(vec![("1m".to_owned(), NOW)]), |end| Ok(vec![("0".to_owned(), end)]));
+        let no_data = Reason::NoData;
+        let table = [
+            (silence((0, false)), no_data, 120, last.clone()),
+            (silence((0, false)), no_data, 121, Err(no_data)),
+            (silence((600, false)), no_data, 600, last.clone()),
+            (silence((600, false)), no_data, 601, Err(no_data)),
+            (silence((600, false)), Reason::BackendError, 600, last.clone()),
+            (silence((600, false)), Reason::ObjectNotFound, 121, Err(Reason::ObjectNotFound)),
+            (silence((0, true)), no_data, 120, last),
+            (silence((0, true)), no_data, 200, zero(NOW + 190)),
+            (silence((0, true)), Reason::PartlySeen, 200, Err(Reason::PartlySeen)),
+            (silence((0, true)), Reason::MetricNotCollected, 200, Err(Reason::MetricNotCollected)),
+            (silence((0, true)), Reason::BackendError, 200, Err(Reason::BackendError)),
+            (Definition { max_age: 60, ..Definition::default() }, no_data, 61, Err(no_data)),
+        ];
+        for (definition, error, after, expected) in table {
+            let what = format!("{definition:?} {error:?} {after}");
+            assert_eq!(served(definition, error, NOW + after, NOW + after), expected, "{what}");
+        }
+        // A zero is as old as the silence that was seen last.
+        assert_eq!(served(silence((0, true)), no_data, NOW + 200, NOW + 310), zero(NOW + 190));
+        assert_eq!(served(silence((0, true)), no_data, NOW + 200, NOW + 311), Err(no_data));
     }
 }

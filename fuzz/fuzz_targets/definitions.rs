@@ -26,7 +26,7 @@ fn check_template(template: &str) {
     assert!(!outside.contains(['@', '#', '\n', '"', '\'', '`']), "{template:?}");
     // A word that begins neither a call nor a group, and is none of a list, would be a metric's name.
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
-    let outside = outside.replace("$by", "");
+    let outside = outside.replace("$by", "").replace("$window", "");
     let mut rest = outside.as_str();
     while let Some(start) = rest.find(|c: char| word(c) && !c.is_ascii_digit()) {
         let (before, from) = rest.split_at(start);
