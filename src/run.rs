@@ -2,7 +2,7 @@
 
 use crate::tls::{certified_key, server_config};
 use crate::{
-    auth::Auth, certs::Keeper, connections::Connections, door::Door, handler::Handler, readings::Readings, server,
+    auth::Auth, certs::Keeper, connections::Connections, door, door::Door, handler::Handler, readings::Readings, server,
 };
 use crate::{metrics, prelude::*};
 use signal_hook::{consts, flag};
@@ -88,7 +88,7 @@ fn work(config: &Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> 
     server::start(&handler, [(true, &front_proxy), (false, &direct)])?;
     let refresher = handler.clone();
     server::crew("refresh", config.max_concurrent, move || refresher.readings.refresh())?;
-    config.metrics_addr.map(|address| server::serve_metrics(handler.clone(), address)).transpose()?;
+    config.metrics_addr.map(|address| door::serve_metrics(address, connections.clone())).transpose()?;
     if config.insecure_skip_verify {
         log::warn!("SDC_INSECURE_SKIP_VERIFY: whoever sits between the adapter and Sysdig gets the API token");
     }

@@ -3,9 +3,9 @@
 
 use crate::handler::{Asked, Handler, Wait};
 use crate::prelude::*;
-use crate::{handler::WAIT, metrics, metrics::observe};
+use crate::{handler::WAIT, metrics::observe};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::{net::SocketAddr, panic::AssertUnwindSafe, panic::catch_unwind, path::Path, process};
+use std::{panic::AssertUnwindSafe, panic::catch_unwind, path::Path, process};
 use tiny_http::{Header, Server};
 
 const WORKERS: usize = 2;
@@ -49,14 +49,6 @@ pub(crate) fn crew(name: &str, threads: usize, work: impl FnOnce() + Clone + Sen
 pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
     let started = thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(work);
     started.map(drop).map_err(|error| format!("no thread could be started: {error}"))
-}
-
-/// The adapter's own metrics for anybody, in the clear and without limits of ours.
-pub(crate) fn serve_metrics(handler: Arc<Handler>, address: SocketAddr) -> Result<(), String> {
-    let server = Server::http(address).map_err(|error| format!("METRICS_ADDR: {address}: {error}"))?;
-    log::info!("metrics on {}", server.server_addr());
-    let answer = move |it| respond(Asked::new(it, false), Wait::Nothing, Ok(metrics::response(&handler.connections)));
-    spawn("metrics", move || server.incoming_requests().for_each(answer))
 }
 
 /// Answers, or hands over to `next`, where it may wait for longer.

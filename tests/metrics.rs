@@ -236,6 +236,28 @@ fn at_metrics_addr_there_are_metrics_for_anybody_and_nothing_else() {
 }
 
 #[test]
+fn silent_and_endless_clients_of_metrics_addr_hold_up_neither_scrapes_nor_the_adapter() {
+    let setup = Setup::start_with(binary, &[("METRICS_ADDR", "127.0.0.1:0".to_owned())]);
+    let log = setup.adapter.log();
+    let address = log.split_once("metrics on ").and_then(|(_, rest)| rest.lines().next()).expect("it is logged");
+    let (threads, descriptors) = (setup.adapter.threads(), setup.adapter.descriptors());
+    let silent: Vec<_> = (0..300).map(|_| TcpStream::connect(address).unwrap()).collect();
+    // The newest of them are still there when it comes.
+    assert!(plain(address, "/metrics").contains("sysdig_metrics_adapter_build_info{"));
+    let (more, open) = (setup.adapter.threads() - threads, setup.adapter.descriptors() - descriptors);
+    assert!(more <= 10 && open <= 10, "{more} more threads, {open} more descriptors");
+    let mut endless = TcpStream::connect(address).unwrap();
+    endless.set_read_timeout(Some(SOON)).unwrap();
+    let _ = endless.write_all(&vec![b'a'; 64 * 1024]);
+    let mut answer = Vec::new();
+    let _ = endless.read_to_end(&mut answer);
+    assert!(answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
+    drop(silent);
+    assert!(plain(address, "/metrics").contains("sysdig_metrics_adapter_build_info{"));
+    assert_eq!(setup.read(READ).status, 200);
+}
+
+#[test]
 fn nothing_that_callers_send_makes_a_series_or_shows() {
     let stage = Stage::new();
     stage.kubernetes.user("callers-token", "callers-name", &["callers-group"]);
