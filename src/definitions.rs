@@ -310,6 +310,7 @@ mod tests {
             "max by ($by) (max_over_time(a{$matchers,b=\"\"}[$window]))",
             "max(max_over_time(a{$matchers, b!=\"x/y\", c=~\"(d|e).*\"}[$window])) by ($by)",
             "sum by (le, b, $by) (rate(a{$matchers}[$window]))",
+            "sum by ($by) (rate(a{$matchers,b=~\"5[0-9]{2}|[}]\"}[$window]))",
             "sum by ($by) (rate(a{$matchers}[$window])) or (0 * sum by ($by) (rate(b{$matchers}[$window])) > 1e3)",
             "sum by ($by) (rate(a{$matchers}[$window])) * on ($by) group_left () max by ($by) (rate(b{$matchers}[$window]))",
             "clamp_max(100 * avg by ($by) (avg_over_time(a{$matchers}[$window])) - 2.5 ^ 2, 7)",

@@ -7,26 +7,25 @@ use sysdig_metrics_adapter::route::{Resource, is_metric_id};
 
 /// A template has no other selectors than `name{$matchers…}[$window]`, each of them whole.
 fn check_template(template: &str) {
-    let mut rest = template;
-    let mut selectors = 0;
+    let (mut outside, mut rest) = (String::new(), template);
     while let Some((before, after)) = rest.split_once('{') {
         assert!(before.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':'), "{template:?}");
-        let (inside, after) = after.split_once('}').unwrap_or_else(|| panic!("{template:?}"));
+        let (inside, after) = after.split_once("}[$window]").unwrap_or_else(|| panic!("{template:?}"));
         assert!(inside.starts_with("$matchers"), "{template:?}");
-        rest = after.strip_prefix("[$window]").unwrap_or_else(|| panic!("{template:?}"));
-        selectors += 1;
+        // Braces and brackets stand in strings only.
+        let plain: String = inside.split('"').step_by(2).collect();
+        assert!(inside.matches('"').count() % 2 == 0 && !plain.contains(['{', '}', '[', '(']), "{template:?}");
+        assert!(!inside.contains(['\\', '\n']) && inside.matches('$').count() == 1, "{template:?}");
+        outside.extend([before, "[]"]);
+        rest = after;
     }
-    let count = |sign: char| template.matches(sign).count();
-    assert!(selectors > 0 && template.contains("$by)"), "{template:?}");
-    // In what stands between braces a pattern may have brackets of its own.
-    let outside: String =
-        template.split('{').map(|part| part.split_once('}').map_or(part, |(_, after)| after)).collect();
-    assert_eq!(outside.matches('[').count(), selectors, "{template:?}");
-    assert_eq!((count('{'), count('}')), (selectors, selectors), "{template:?}");
-    assert!(!outside.contains(['@', '#', '\n', '"', '\'', '`']), "{template:?}");
+    outside += rest;
+    assert!(outside.len() > rest.len() && outside.contains("$by)"), "{template:?}");
+    assert_eq!(outside.matches('[').count(), outside.matches("[]").count(), "{template:?}");
+    assert!(!outside.contains(['{', '}', '@', '#', '\n', '"', '\'', '`']), "{template:?}");
     // A word that begins neither a call nor a group, and is none of a list, would be a metric's name.
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
-    let outside = outside.replace("$by", "").replace("$window", "");
+    let outside = outside.replace("$by", "");
     let mut rest = outside.as_str();
     while let Some(start) = rest.find(|c: char| word(c) && !c.is_ascii_digit()) {
         let (before, from) = rest.split_at(start);
