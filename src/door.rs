@@ -65,7 +65,11 @@ impl Door {
             let verified = peer.judge(&self.trust, None).is_some();
             let Some(head) = peer.read_head(verified)? else { return peer.close() };
             let answered = head.and_then(|head| self.answer(&mut peer, &head));
-            let (answer, keep) = answered.unwrap_or_else(|error| (encode(&error.response()), false));
+            let (answer, keep) = answered.unwrap_or_else(|error| {
+                let response = error.response();
+                metrics::request("none", response.status, error.reason.word(), "nothing", Instant::now());
+                (encode(&response), false)
+            });
             let last = !keep || self.connections.draining.load(Relaxed) || Instant::now() >= retire;
             peer.send(answer, last)?;
             if last {
@@ -125,8 +129,7 @@ fn scrape(stream: &TcpStream, connections: &Connections) -> io::Result<()> {
     if lines.map_while(Result::ok).any(|line| line.is_empty()) {
         let mut response = metrics::response(connections);
         response.headers.push(("Connection", "close".to_owned()));
-        let labels = r#"route="open",code="200",reason="ok",waited_for="nothing""#;
-        metrics::observe("request_duration_seconds", labels, since.elapsed().as_secs_f64());
+        metrics::request("open", response.status, "ok", "nothing", since);
         plain.write_all(&encode(&response))?;
     }
     Ok(())

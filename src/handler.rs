@@ -24,11 +24,22 @@ pub(crate) type Stop = Option<Error>;
 pub(crate) const WAIT: Stop = None;
 
 /// What an answer may wait for; each includes those before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Wait {
     Nothing,
     Reviews,
     Sysdig,
+}
+
+impl Wait {
+    /// For the metrics.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Reviews => "reviews",
+            Self::Sysdig => "sysdig",
+        }
+    }
 }
 
 pub(crate) struct Handler {

@@ -5,7 +5,7 @@ use crate::{api::Response, connections::Connections, prelude::*};
 use std::fs;
 
 /// Seconds, for answers from memory as for ages.
-const BOUNDS: [&str; 12] = ["0.0001", "0.001", "0.01", "0.1", "0.5", "1", "5", "10", "30", "60", "120", "+Inf"];
+const BOUNDS: [f64; 12] = [0.0001, 0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 120.0, f64::INFINITY];
 
 /// The sum of what was observed, and how much of it is up to each bound.
 type Series = (f64, [u64; BOUNDS.len()]);
@@ -21,8 +21,13 @@ pub(crate) fn observe(name: &'static str, labels: &str, value: f64) {
     let mut all = lock(&SERIES);
     let (sum, below) = all.entry((name, labels.to_owned())).or_default();
     *sum += value;
-    let fits = |bound: &str| bound.parse().is_ok_and(|bound| value <= bound);
-    below.iter_mut().zip(BOUNDS).for_each(|(count, bound)| *count += u64::from(fits(bound)));
+    below.iter_mut().zip(BOUNDS).for_each(|(count, bound)| *count += u64::from(value <= bound));
+}
+
+/// Takes down what became of a request, and what its answer waited for.
+pub(crate) fn request(route: &str, status: u16, reason: &str, waited_for: &str, since: Instant) {
+    let labels = format!(r#"route="{route}",code="{status}",reason="{reason}",waited_for="{waited_for}""#);
+    observe("request_duration_seconds", &labels, since.elapsed().as_secs_f64());
 }
 
 pub(crate) fn response(connections: &Connections) -> Response {
@@ -42,7 +47,9 @@ pub(crate) fn response(connections: &Connections) -> Response {
         let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) else { continue };
         for ((_, labels), (sum, below)) in all.iter().filter(|((end, _), _)| name.ends_with(end)) {
             let buckets = BOUNDS.iter().zip(below).filter(|_| kind == "histogram");
-            buckets.for_each(|(bound, count)| text += &format!("{name}_bucket{{{labels},le=\"{bound}\"}} {count}\n"));
+            let bound = |it: &f64| it.to_string().replace("inf", "+Inf");
+            buckets
+                .for_each(|(it, count)| text += &format!("{name}_bucket{{{labels},le=\"{}\"}} {count}\n", bound(it)));
             let total = match (kind, below) {
                 ("histogram", [.., count]) => &format!("{name}_count{{{labels}}} {count}\n{name}_sum"),
                 _ => name,

@@ -3,7 +3,7 @@
 
 use crate::handler::{Asked, Handler, Wait};
 use crate::prelude::*;
-use crate::{handler::WAIT, metrics::observe};
+use crate::{handler::WAIT, metrics, metrics::observe};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::{panic::AssertUnwindSafe, panic::catch_unwind, path::Path, process};
 use tiny_http::{Header, Server};
@@ -80,10 +80,9 @@ fn respond(Asked { request, since, user, kind, .. }: Asked, wait: Wait, answer: 
     let (reason, why) =
         answer.as_ref().map_or_else(|it| (it.reason.word(), format!(": {}", it.message)), |_| ("ok", String::new()));
     let response = answer.unwrap_or_else(|error| error.response());
-    let (method, target, status, took) = (request.method(), request.url(), response.status, since.elapsed());
-    log::debug!("{method} {target} by {user:?} in {took:?}: {status} {reason}{why}");
-    let labels = format!(r#"route="{kind}",code="{status}",reason="{reason}",waited_for="{wait:?}""#);
-    observe("request_duration_seconds", &labels.to_ascii_lowercase(), took.as_secs_f64());
+    let (method, target, status) = (request.method(), request.url(), response.status);
+    log::debug!("{method} {target} by {user:?} in {:?}: {status} {reason}{why}", since.elapsed());
+    metrics::request(kind, status, reason, wait.word(), since);
     let answer = tiny_http::Response::from_data(response.body).with_status_code(response.status);
     let answer = answer.with_chunked_threshold(usize::MAX);
     let common = [("Content-Type", response.content_type), ("Cache-Control", "no-cache, private".to_owned())];

@@ -97,6 +97,7 @@ fn each_request_counts_once_by_what_became_of_it() {
     assert_eq!(setup.read("/apis/custom.metrics.k8s.io/v1beta1").status, 200);
     assert_eq!(setup.read("/nowhere").status, 404);
     assert_eq!(setup.client.get(READ).status, 401);
+    assert_eq!(setup.client.request("GET", READ, &[("Upgrade", "h2c")]).status, 400);
     assert_eq!(setup.client.request("POST", READ, &[("X-Remote-User", HPA)]).status, 405);
     let after = scrape(&setup);
     let counted = counts(&after, "request_duration_seconds");
@@ -113,6 +114,7 @@ fn each_request_counts_once_by_what_became_of_it() {
         (request("read", 401, "unauthenticated", "nothing"), 1.0),
         (request("none", 405, "method-not-allowed", "nothing"), 1.0),
         (request("none", 404, "not-found", "nothing"), 1.0),
+        (request("none", 400, "invalid-request", "nothing"), 1.0),
         // The first scrape counts in the second.
         (request("document", 200, "ok", "nothing"), 1.0),
         (request("document", 200, "ok", "reviews"), 1.0),
@@ -169,6 +171,9 @@ fn the_state_of_the_adapter_and_of_what_it_needs_shows() {
     let queries = counts(&now, "sysdig_query_duration_seconds");
     assert!(queries[r#"{api="data",outcome="ok"}"#] >= 1.0, "{queries:?}");
     assert_eq!(now[r#"consecutive_failures{thing="Sysdig",reason="ok"}"#], 0.0);
+    let calls = counts(&now, "kubernetes_call_duration_seconds");
+    assert!(calls[r#"{outcome="ok"}"#] >= 4.0, "{calls:?}");
+    assert_eq!(now["kubernetes_token_expiry_timestamp_seconds{}"], 0.0, "the stand-in's token does not say");
     assert!(now["process_resident_memory_bytes{}"] > 1_000_000.0 && now["process_open_fds{}"] > 10.0);
     assert!(now["process_cpu_seconds_total{}"] < 60.0);
 
