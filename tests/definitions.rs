@@ -41,22 +41,6 @@ fn read(setup: &Setup, rest: &str) -> Response {
     setup.read(&format!("{BASE}/{rest}"))
 }
 
-#[track_caller]
-fn value(response: &Response) -> String {
-    let values = response.values();
-    assert_eq!(values.len(), 1, "{values:?}");
-    values.into_values().next().unwrap()
-}
-
-/// Status code, reason word and message of a refusal.
-#[track_caller]
-fn refusal(response: &Response) -> (u16, String, String) {
-    assert!(response.status >= 400, "{}", response.text());
-    let status = response.json();
-    let text = |pointer: &str| status.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-    (response.status, text("/details/causes/0/reason"), text("/message"))
-}
-
 /// `kuard` with 50, 60 and 70 requests, `web` with 7 of two pods, in another namespace `app` with 100 of two pods;
 /// and the same in another cluster.
 fn stage() -> Stage {
@@ -100,14 +84,14 @@ fn a_name_stands_for_an_id_with_its_selector_and_tuning() {
         (METRIC, "60"),
     ] {
         for object in ["services/kuard", "deployments.apps/kuard", "services/deployment;kuard"] {
-            assert_eq!(value(&read(&setup, &format!("{object}/{name}"))), expected, "{object} {name}");
+            assert_eq!(read(&setup, &format!("{object}/{name}")).value(), expected, "{object} {name}");
         }
     }
     // A caller's selector comes on top, and never in place.
     let both = "requests_of_some?metricLabelSelector=kubernetes.pod.name%3Dkuard-2%2Csysdig%2Fgroup-aggregation%3Dsum";
-    assert_eq!(value(&read(&setup, &format!("services/kuard/{both}"))), "70");
+    assert_eq!(read(&setup, &format!("services/kuard/{both}")).value(), "70");
     let response = read(&setup, "services/kuard/requests_of_one?metricLabelSelector=kubernetes.pod.name%3Dkuard-2");
-    assert_eq!(refusal(&response).1, "no-data", "nothing is both");
+    assert_eq!(response.refusal().1, "no-data", "nothing is both");
     let all = read(&setup, "pods/*/requests_share?labelSelector=app%3Dkuard").values();
     assert_eq!(all["kuard-0"], "7140m");
     let list = read(&setup, "services/kuard/requests").json();
@@ -133,12 +117,12 @@ fn a_scope_is_the_object_its_namespace_or_the_cluster() {
         ("sum_of_cluster", "394", "394"),
     ];
     for (name, of_kuard, of_web) in table {
-        assert_eq!(value(&read(&setup, &format!("services/kuard/{name}"))), of_kuard, "{name}");
-        assert_eq!(value(&read(&setup, &format!("deployments.apps/web/{name}"))), of_web, "{name}");
+        assert_eq!(read(&setup, &format!("services/kuard/{name}")).value(), of_kuard, "{name}");
+        assert_eq!(read(&setup, &format!("deployments.apps/web/{name}")).value(), of_web, "{name}");
     }
     let elsewhere = BASE.replace("default", "elsewhere");
-    assert_eq!(value(&setup.read(&format!("{elsewhere}/services/app/of_namespace"))), "100");
-    assert_eq!(value(&setup.read(&format!("{elsewhere}/services/app/sum_of_cluster"))), "394");
+    assert_eq!(setup.read(&format!("{elsewhere}/services/app/of_namespace")).value(), "100");
+    assert_eq!(setup.read(&format!("{elsewhere}/services/app/sum_of_cluster")).value(), "394");
     for query in setup.sysdig.queries() {
         let filter = query["filter"].as_str().unwrap();
         assert!(filter.starts_with(&format!("kubernetes.cluster.name = '{CLUSTER}'")), "{filter}");
@@ -157,19 +141,19 @@ fn absence_is_an_error_or_zero_or_the_last_value_for_a_while() {
     let setup = start(stage(), &file(&metrics), &[("REFRESH_INTERVAL", "1s".to_owned())]);
     let ask = |name: &str| read(&setup, &format!("services/kuard/{name}"));
     for name in ["plain", "idle", "held", "plain", "idle", "held"] {
-        assert_eq!(value(&ask(name)), "60", "{name}");
+        assert_eq!(ask(name).value(), "60", "{name}");
     }
     setup.sysdig.world().remove_workload("default", "kuard");
     let stamp = |response: &Response| response.json()["items"][0]["timestamp"].as_str().unwrap().to_owned();
     eventually("without a sample there is no value", AGED, || ask("plain").status != 200);
-    let (code, word, message) = refusal(&ask("plain"));
+    let (code, word, message) = ask("plain").refusal();
     assert_eq!((code, word.as_str()), (404, "no-data"), "{message}");
     let held = ask("held");
-    assert_eq!(value(&held), "60", "older than its age, and held");
-    eventually("silence is zero", AGED, || value(&ask("idle")) == "0");
+    assert_eq!(held.value(), "60", "older than its age, and held");
+    eventually("silence is zero", AGED, || ask("idle").value() == "0");
     eventually("zero goes on", AGED, || {
         let response = ask("idle");
-        value(&response) == "0" && stamp(&response) > stamp(&held)
+        response.value() == "0" && stamp(&response) > stamp(&held)
     });
     assert_eq!(stamp(&ask("held")), stamp(&held), "what is held keeps its time");
 }
@@ -192,21 +176,21 @@ fn absence_is_zero_where_there_is_no_data_and_never_where_something_is_not_known
         ("deployments.apps/unseen/load_sum", "0"),
         ("services/kuard/load_of_all", "0"),
     ] {
-        assert_eq!(value(&read(&setup, rest)), expected, "{rest}: the operator says so");
+        assert_eq!(read(&setup, rest).value(), expected, "{rest}: the operator says so");
     }
     // An id that nothing in the cluster ever had is a mistake rather than silence.
-    assert_eq!(refusal(&read(&setup, "services/kuard/errors")).1, "metric-not-collected");
+    assert_eq!(read(&setup, "services/kuard/errors").refusal().1, "metric-not-collected");
     // One of the pods is not seen any more, so the sum is not known. It is not zero.
     setup.sysdig.world().containers_of("default", "kuard").next().unwrap().labels.clear();
-    let (_, word, message) = refusal(&read(&setup, "services/kuard/load_sum"));
+    let (_, word, message) = read(&setup, "services/kuard/load_sum").refusal();
     assert_eq!(word, "partly-seen", "{message}");
     assert!(message.contains("2 of its 3 ready pods"), "{message}");
     setup.sysdig.fail(support::sysdig::Fault::Status(500));
     for rest in ["services/kuard/load", "services/unseen/load", "services/kuard/load_of_all"] {
-        assert_eq!(refusal(&read(&setup, rest)).1, "backend-error", "{rest}");
+        assert_eq!(read(&setup, rest).refusal().1, "backend-error", "{rest}");
     }
     setup.sysdig.heal();
-    assert_eq!(refusal(&read(&setup, "services/nope/load")).1, "object-not-found");
+    assert_eq!(read(&setup, "services/nope/load").refusal().1, "object-not-found");
 }
 
 /// Three pods whose requests take up to 0.1 s in half of the cases and up to 0.5 s in the others, as a histogram.
@@ -271,15 +255,15 @@ fn a_template_in_promql_is_asked_within_its_scope() {
         ("failing_of_all", "625m"),
     ] {
         for object in ["deployments.apps/kuard", "pods/kuard-1", "services/kuard", "services/deployment;kuard"] {
-            assert_eq!(value(&read(&setup, &format!("{object}/{name}"))), expected, "{object} {name}");
+            assert_eq!(read(&setup, &format!("{object}/{name}")).value(), expected, "{object} {name}");
         }
     }
     // 30 in each 10 s for 2 minutes, of three pods or of one.
-    assert_eq!(value(&read(&setup, "deployments.apps/kuard/successes")), "540");
-    assert_eq!(value(&read(&setup, "pods/kuard-0/successes")), "180");
+    assert_eq!(read(&setup, "deployments.apps/kuard/successes").value(), "540");
+    assert_eq!(read(&setup, "pods/kuard-0/successes").value(), "180");
     let elsewhere = BASE.replace("default", "elsewhere");
-    assert_eq!(value(&setup.read(&format!("{elsewhere}/metrics/failing"))), "750m");
-    let (code, word, message) = refusal(&read(&setup, "pods/kuard-0/many"));
+    assert_eq!(setup.read(&format!("{elsewhere}/metrics/failing")).value(), "750m");
+    let (code, word, message) = read(&setup, "pods/kuard-0/many").refusal();
     assert_eq!((code, word.as_str()), (422, "ambiguous"), "{message}");
     assert!(message.contains("code (\"200\", \"500\")"), "{message}");
     let queries = prometheus.queries();
@@ -296,7 +280,7 @@ fn a_bad_file_leaves_the_last_good_one_in_force_and_is_one_line_of_log() {
     let good = |name: &str| file(&json!([{ "name": name, "metric": METRIC }]));
     let setup = start(stage(), &good("load"), &[]);
     setup.adapter.wait_log("metrics.json is in force, hash ");
-    assert_eq!(value(&read(&setup, "services/kuard/load")), "60");
+    assert_eq!(read(&setup, "services/kuard/load").value(), "60");
     let bad =
         file(&json!([{ "name": "other", "metric": METRIC }, { "name": "wrong", "metric": METRIC, "maxAge": "1s" }]));
     setup.dir.write(FILE, bad);
@@ -305,10 +289,10 @@ fn a_bad_file_leaves_the_last_good_one_in_force_and_is_one_line_of_log() {
     let log = setup.adapter.log();
     let found = log.lines().find(|text| text.contains(line)).unwrap();
     assert!(found.contains("\"1s\" must be 10s to 24h at line 1 column "), "{found}");
-    assert_eq!(value(&read(&setup, "services/kuard/load")), "60", "the last good file is in force");
+    assert_eq!(read(&setup, "services/kuard/load").value(), "60", "the last good file is in force");
     assert!(read(&setup, "services/kuard/other").status >= 400, "nothing of a bad one is");
     std::fs::remove_file(setup.dir.path().join(FILE)).unwrap();
-    assert_eq!(value(&read(&setup, "services/kuard/load")), "60");
+    assert_eq!(read(&setup, "services/kuard/load").value(), "60");
     eventually("that it is gone is logged", REREAD, || setup.adapter.log().matches(line).count() == 2);
     setup.dir.write(FILE, good("other"));
     eventually("the new file is in force", REREAD, || read(&setup, "services/kuard/other").status == 200);
@@ -324,7 +308,7 @@ fn a_bad_file_leaves_the_last_good_one_in_force_and_is_one_line_of_log() {
 fn a_bad_file_at_the_start_refuses_reads_and_is_mended_without_a_restart() {
     let setup = start(stage(), "{\"metrics\":[{\"name\":\"load\"}]}", &[]);
     for name in ["load", METRIC] {
-        let (code, word, message) = refusal(&read(&setup, &format!("services/kuard/{name}")));
+        let (code, word, message) = read(&setup, &format!("services/kuard/{name}")).refusal();
         assert_eq!((code, word.as_str()), (503, "not-configured"), "{message}");
         assert!(message.contains("CONFIG_FILE is not usable: missing field `metric` at line 1"), "{message}");
     }
@@ -333,7 +317,7 @@ fn a_bad_file_at_the_start_refuses_reads_and_is_mended_without_a_restart() {
     assert!(setup.sysdig.queries().is_empty());
     setup.dir.write(FILE, file(&json!([{ "name": "load", "metric": METRIC }])));
     eventually("the file is in force", REREAD, || read(&setup, "services/kuard/load").status == 200);
-    assert_eq!(value(&read(&setup, &format!("services/kuard/{METRIC}"))), "60");
+    assert_eq!(read(&setup, &format!("services/kuard/{METRIC}")).value(), "60");
     let list = setup.read("/apis/custom.metrics.k8s.io/v1beta2").text();
     assert!(list.contains("\"services/load\"") && list.contains(METRIC), "listed at once, beside all others: {list}");
 }
@@ -342,7 +326,7 @@ fn a_bad_file_at_the_start_refuses_reads_and_is_mended_without_a_restart() {
 fn a_scope_beyond_the_object_takes_one_object_by_its_name() {
     let setup = start(stage(), &file(&json!([{ "name": "all", "metric": METRIC, "scope": "cluster" }])), &[]);
     for path in [format!("{BASE}/pods/%2A/all"), "/apis/custom.metrics.k8s.io/v1beta2/nodes/worker-1/all".to_owned()] {
-        let (code, word, message) = refusal(&setup.read(&path));
+        let (code, word, message) = setup.read(&path).refusal();
         assert_eq!((code, word.as_str()), (400, "invalid-request"), "{path}: {message}");
         assert!(message.contains("all measures a Cluster: ask for one object by its name"), "{message}");
     }
@@ -389,7 +373,7 @@ fn objects_of_a_custom_resource_are_looked_up_measured_and_described() {
         let base = BASE.replace("v1beta2", version);
         for metric in ["waiting", "my.queue.depth"] {
             let response = setup.read(&format!("{base}/queues.rabbitmq.com/orders/{metric}"));
-            assert_eq!(value(&response), "12", "{version} {metric}");
+            assert_eq!(response.value(), "12", "{version} {metric}");
             let expected = json!({
                 "kind": "Queue", "namespace": "default", "name": "orders", "apiVersion": "rabbitmq.com/v1beta1",
             });
@@ -401,7 +385,7 @@ fn objects_of_a_custom_resource_are_looked_up_measured_and_described() {
             [("mail", "5"), ("orders", "12")].map(|(name, value)| (name.to_owned(), value.to_owned())).into()
         );
         let some = setup.read(&format!("{base}/queues.rabbitmq.com/%2A/waiting?labelSelector=team%3Db"));
-        assert_eq!(value(&some), "5");
+        assert_eq!(some.value(), "5");
         let list = setup.read(&format!("/apis/custom.metrics.k8s.io/{version}")).json();
         let resources = list["resources"].as_array().unwrap();
         let listed = resources.iter().find(|it| it["name"] == "queues.rabbitmq.com/waiting").unwrap();
@@ -413,7 +397,7 @@ fn objects_of_a_custom_resource_are_looked_up_measured_and_described() {
         ("queues/orders/waiting", "not-found"),
         ("queues.other.com/orders/waiting", "not-found"),
     ] {
-        let (_, word, message) = refusal(&read(&setup, rest));
+        let (_, word, message) = read(&setup, rest).refusal();
         assert_eq!(word, expected, "{rest}: {message}");
     }
     assert!(
@@ -424,12 +408,12 @@ fn objects_of_a_custom_resource_are_looked_up_measured_and_described() {
             .any(|it| it.contains("/apis/rabbitmq.com/v1beta1/namespaces/default/queues?"))
     );
     setup.kubernetes.forbid("/apis/rabbitmq.com/");
-    let (_, word, message) = refusal(&read(&setup, "queues.rabbitmq.com/orders/waiting"));
+    let (_, word, message) = read(&setup, "queues.rabbitmq.com/orders/waiting").refusal();
     assert_eq!(word, "kubernetes-forbidden", "{message}");
     assert!(message.contains("docs/definitions.md"), "{message}");
     setup.dir.write(FILE, file(&json!([])));
     eventually("it is defined no more", REREAD, || {
-        refusal(&read(&setup, "queues.rabbitmq.com/orders/my.queue.depth")).1 == "not-found"
+        read(&setup, "queues.rabbitmq.com/orders/my.queue.depth").refusal().1 == "not-found"
     });
 }
 
@@ -457,10 +441,10 @@ fn in_promql_a_custom_resource_has_its_label_and_hostile_names_are_refused() {
         ("queues.rabbitmq.com/orders/queue_depth", "12"),
         ("queues.rabbitmq.com/mail/waiting", "5"),
     ] {
-        assert_eq!(value(&read(&setup, rest)), expected, "{rest}");
+        assert_eq!(read(&setup, rest).value(), expected, "{rest}");
     }
     for name in ["orders%22%7D%20or%20up%7Ba%3D%22", "orders%7Cmail", ".%2A", "or'ders"] {
-        let (code, _, message) = refusal(&read(&setup, &format!("queues.rabbitmq.com/{name}/waiting")));
+        let (code, _, message) = read(&setup, &format!("queues.rabbitmq.com/{name}/waiting")).refusal();
         assert!((400..500).contains(&code), "{name}: {message}");
     }
 }

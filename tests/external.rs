@@ -57,15 +57,6 @@ fn item(response: &Response) -> Value {
     items[0].clone()
 }
 
-/// Status code, reason word and message of a refusal.
-#[track_caller]
-fn refusal(response: &Response) -> (u16, String, String) {
-    assert!(response.status >= 400, "{}", response.text());
-    let status = response.json();
-    let text = |pointer: &str| status.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-    (response.status, text("/details/causes/0/reason"), text("/message"))
-}
-
 /// `/apis` in the aggregated form.
 fn aggregated(setup: &Setup) -> Value {
     let accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
@@ -86,7 +77,7 @@ fn without_the_setting_there_is_no_such_group_anywhere() {
             format!("/openapi/v3/apis/{GROUP}/v1beta1"),
         ];
         for path in paths {
-            assert_eq!(refusal(&setup.read(&path)).1, "not-found", "{setting:?} {path}");
+            assert_eq!(setup.read(&path).refusal().1, "not-found", "{setting:?} {path}");
         }
         for path in ["/", "/apis", "/openapi/v2", "/openapi/v3"] {
             let headers = [("X-Remote-User", "admin"), ("X-Remote-Group", "system:masters")];
@@ -172,11 +163,11 @@ fn a_metric_is_read_by_its_id_for_what_its_selector_names() {
         (format!("{API}/{METRIC}"), 404, "not-found"),
         (format!("{API}/nodes/a/{METRIC}"), 404, "not-found"),
     ] {
-        let (found, reason, message) = refusal(&setup.read(&path));
+        let (found, reason, message) = setup.read(&path).refusal();
         assert_eq!((found, reason.as_str()), (code, word), "{path}: {message}");
     }
     let denied = setup.client.get_as("joe", &[], &format!("{BASE}/{METRIC}"));
-    let (code, word, message) = refusal(&denied);
+    let (code, word, message) = denied.refusal();
     assert_eq!((code, word.as_str()), (403, "forbidden"));
     assert!(message.contains(&format!("cannot list resource \"{METRIC}\" in API group \"{GROUP}\"")), "{message}");
 }
@@ -196,7 +187,7 @@ fn no_selector_leaves_the_namespace_or_the_cluster() {
         "kubernetes.cluster.name notin (demo)",
     ] {
         let encoded: String = selector.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let (_, word, message) = refusal(&setup.read(&format!("{BASE}/{METRIC}?labelSelector={encoded}")));
+        let (_, word, message) = setup.read(&format!("{BASE}/{METRIC}?labelSelector={encoded}")).refusal();
         assert_eq!(word, "no-data", "{selector}: {message}");
         asked += 1;
     }
@@ -252,7 +243,7 @@ fn in_promql_a_metric_of_several_series_is_refused_with_what_tells_them_apart() 
     ];
     let prometheus = Prometheus::start(TOKEN, &samples);
     let setup = start(stage(), &[("SDC_ENDPOINT", prometheus.url())]);
-    let (code, word, message) = refusal(&setup.read(&format!("{BASE}/queue_depth")));
+    let (code, word, message) = setup.read(&format!("{BASE}/queue_depth")).refusal();
     assert_eq!((code, word.as_str()), (422, "ambiguous"), "{message}");
     assert!(message.contains("differ in queue (\"mail\", \"print\"): select one"), "{message}");
     assert!(!message.contains("zone") && !message.contains("kube_"), "only what differs: {message}");
@@ -270,7 +261,7 @@ fn in_promql_a_metric_of_several_series_is_refused_with_what_tells_them_apart() 
     let elsewhere = BASE.replace("default", "elsewhere");
     assert_eq!(item(&setup.read(&format!("{elsewhere}/queue_depth")))["value"], "100");
     for selector in ["kube_namespace_name%3Delsewhere", "kube_cluster_name%3Dother", "queue%3Dnope", "%21queue"] {
-        let (_, word, message) = refusal(&setup.read(&format!("{BASE}/queue_depth?labelSelector={selector}")));
+        let (_, word, message) = setup.read(&format!("{BASE}/queue_depth?labelSelector={selector}")).refusal();
         assert_eq!(word, "no-data", "{selector}: {message}");
     }
     for (_, query) in prometheus.queries() {

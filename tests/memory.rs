@@ -39,13 +39,6 @@ fn listed(setup: &Setup) -> bool {
     setup.sysdig.request_count() > 0 && setup.read("/apis/custom.metrics.k8s.io/v1beta2").text().contains(METRIC)
 }
 
-#[track_caller]
-fn value(response: &Response) -> String {
-    let values = response.values();
-    assert_eq!(values.len(), 1, "{values:?}");
-    values.into_values().next().unwrap()
-}
-
 /// Reason word and message of a refusal.
 #[track_caller]
 fn refusal(response: &Response) -> (String, String) {
@@ -101,7 +94,7 @@ fn a_warm_read_asks_neither_sysdig_nor_kubernetes() {
     let mut connection = setup.client.connect();
     for _ in 0..200 {
         let response = connection.get_as(HPA, &HPA_GROUPS, READ);
-        assert_eq!((value(&response), stamp(&response)), ("50".to_owned(), stamp(&first)));
+        assert_eq!((response.value(), stamp(&response)), ("50".to_owned(), stamp(&first)));
     }
     assert_eq!(counts(), before);
 }
@@ -111,7 +104,7 @@ fn a_value_is_refreshed_in_the_background_and_shows_its_own_time() {
     let setup = start(Stage::new(), &[("REFRESH_INTERVAL", "1s")]);
     let first = warm(&setup, READ);
     setup.sysdig.world().set("default", "kuard", METRIC, 70.0);
-    eventually("the new value is served", SOON, || value(&setup.read(READ)) == "70");
+    eventually("the new value is served", SOON, || setup.read(READ).value() == "70");
     eventually("its time goes on", SOON, || stamp(&setup.read(READ)) > stamp(&first));
 }
 
@@ -125,7 +118,7 @@ fn samples_that_arrive_late_by_half_a_minute_are_served_without_a_gap_over_few_c
     eventually("it is refreshed five times", SOON, || {
         let response = connection.get_as(HPA, &HPA_GROUPS, READ);
         assert_eq!(response.status, 200, "{}", response.text());
-        assert_eq!(value(&response), "50");
+        assert_eq!(response.value(), "50");
         setup.sysdig.request_count() >= before + 5
     });
     // One for each refresher and one for the catalogue at the most.
@@ -137,7 +130,7 @@ fn concurrent_first_asks_for_one_reading_are_one_query() {
     let setup = start(Stage::new(), &[("REFRESH_INTERVAL", "1m")]);
     setup.sysdig.fail(Fault::Hold);
     thread::scope(|scope| {
-        let asking: Vec<_> = (0..16).map(|_| scope.spawn(|| value(&setup.read(READ)))).collect();
+        let asking: Vec<_> = (0..16).map(|_| scope.spawn(|| setup.read(READ).value())).collect();
         eventually("Sysdig is asked", SOON, || setup.sysdig.held() == 1);
         setup.sysdig.heal();
         assert!(asking.into_iter().all(|thread| thread.join().unwrap() == "50"));
@@ -152,7 +145,7 @@ fn sixty_objects_of_a_metric_are_a_handful_of_queries_and_then_one_for_each_refr
     stage.deployment("default", "kuard", COUNT, &[(METRIC, 50.0)]);
     let setup = start(stage, &[("REFRESH_INTERVAL", "5s"), ("SDC_TIMEOUT", "30s")]);
     let pods: Vec<String> = (0..COUNT).map(|index| format!("kuard-{index}")).collect();
-    let read = |pod: &String| value(&setup.read(&format!("{BASE}/pods/{pod}/{METRIC}")));
+    let read = |pod: &String| setup.read(&format!("{BASE}/pods/{pod}/{METRIC}")).value();
     setup.sysdig.fail(Fault::Hold);
     thread::scope(|scope| {
         for pod in &pods {
@@ -241,7 +234,7 @@ fn in_promql_sixty_objects_are_one_query_for_each_refresh_too() {
         ],
     );
     setup.adapter.wait_ready(&setup.client);
-    let read = |index: usize| value(&setup.read(&format!("{BASE}/pods/kuard-{index}/queue_depth")));
+    let read = |index: usize| setup.read(&format!("{BASE}/pods/kuard-{index}/queue_depth")).value();
     for _ in 0..2 {
         thread::scope(|scope| {
             for index in 0..COUNT {
@@ -260,13 +253,13 @@ fn in_promql_sixty_objects_are_one_query_for_each_refresh_too() {
 #[test]
 fn a_reading_that_nobody_asks_for_again_is_not_refreshed() {
     let setup = start(with_metrics(2), &[("REFRESH_INTERVAL", "1s")]);
-    assert_eq!(value(&setup.read(&read_of("my.metric.0"))), "0");
+    assert_eq!(setup.read(&read_of("my.metric.0")).value(), "0");
     warm(&setup, &read_of("my.metric.1"));
     let before = asked_for(&setup, "my.metric.1");
     // The other one is the clock.
     eventually("there are refreshes", SOON, || asked_for(&setup, "my.metric.1") >= before + 4);
     assert_eq!(asked_for(&setup, "my.metric.0"), 1);
-    assert_eq!(value(&setup.read(&read_of("my.metric.0"))), "0", "asked for after a while, it is asked anew");
+    assert_eq!(setup.read(&read_of("my.metric.0")).value(), "0", "asked for after a while, it is asked anew");
     assert_eq!(asked_for(&setup, "my.metric.0"), 2);
 }
 
@@ -304,7 +297,7 @@ fn outage(fault: &Fault, word: &str) {
         if response.status != 200 {
             return Some(response);
         }
-        assert_eq!((value(&response), stamp(&response)), ("50".to_owned(), stamp(&last)), "{fault:?}");
+        assert_eq!((response.value(), stamp(&response)), ("50".to_owned(), stamp(&last)), "{fault:?}");
         served += 1;
         poll(Duration::from_millis(100), || None::<()>);
         None
@@ -319,7 +312,7 @@ fn outage(fault: &Fault, word: &str) {
     assert!((61..120).contains(&age), "{fault:?}: {message}");
     setup.sysdig.heal();
     eventually("it recovers", SOON, || setup.read(READ).status == 200);
-    assert_eq!(value(&setup.read(READ)), "99", "{fault:?}");
+    assert_eq!(setup.read(READ).value(), "99", "{fault:?}");
     setup.adapter.wait_log("Sysdig: works again");
     let log = setup.adapter.log();
     assert_eq!(log.lines().filter(|line| line.contains(&format!(" Sysdig: {word}: "))).count(), 1, "{log}");
@@ -337,7 +330,7 @@ fn after_an_outage_a_reading_is_fresh_within_some_intervals_however_long_it_was(
     // Sysdig is tried again after three intervals and a quarter of them at most.
     eventually("the reading is fresh", Duration::from_secs(12), || {
         let response = setup.read(READ);
-        response.status == 200 && value(&response) == "70"
+        response.status == 200 && response.value() == "70"
     });
 }
 
@@ -355,8 +348,8 @@ fn neither_a_hanging_sysdig_nor_a_burst_of_cold_asks_delays_what_is_known() {
         eventually("as many queries as may be are under way", SOON, || setup.sysdig.held() == 4);
         let mut kept = setup.client.connect();
         for _ in 0..50 {
-            assert_eq!(value(&kept.get_as(HPA, &HPA_GROUPS, READ)), "50");
-            assert_eq!(value(&setup.read(READ)), "50", "over a new connection");
+            assert_eq!(kept.get_as(HPA, &HPA_GROUPS, READ).value(), "50");
+            assert_eq!(setup.read(READ).value(), "50", "over a new connection");
             for path in ["/healthz", "/readyz", "/version"] {
                 assert_eq!(setup.client.get(path).status, 200, "{path}");
             }
@@ -385,7 +378,7 @@ fn a_cold_ask_is_told_after_five_seconds_that_its_query_goes_on_and_the_next_one
     assert!(message.contains("the query goes on: ask again"), "{message}");
     assert_eq!(setup.sysdig.held(), 1);
     setup.sysdig.heal();
-    assert_eq!(value(&setup.read(READ)), "50");
+    assert_eq!(setup.read(READ).value(), "50");
     assert_eq!(setup.sysdig.queries().len(), 1);
 }
 
@@ -420,7 +413,7 @@ fn over_capacity_is_429_at_once_and_says_when_to_ask_again() {
         assert_eq!(response.header("retry-after"), Some("1"));
         assert_eq!(refusal(&response).0, "overloaded");
     });
-    assert_eq!(value(&setup.read(READ)), "50");
+    assert_eq!(setup.read(READ).value(), "50");
 }
 
 #[test]
@@ -486,7 +479,7 @@ fn a_clock_of_sysdig_that_is_off_is_one_line_of_log() {
     eventually("there are refreshes", SOON, || setup.sysdig.queries().len() >= before + 3);
     let lines = |text: &str| setup.adapter.log().lines().filter(|line| line.contains(text)).count();
     assert_eq!(lines("Sysdig's clock is "), 1, "{}", setup.adapter.log());
-    assert_eq!(value(&setup.read(READ)), "50", "its values count all the same");
+    assert_eq!(setup.read(READ).value(), "50", "its values count all the same");
     setup.sysdig.world().clock_offset = 0;
     setup.adapter.wait_log("clock: works again");
     assert_eq!(lines("Sysdig's clock is "), 1, "{}", setup.adapter.log());

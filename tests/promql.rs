@@ -11,7 +11,7 @@ use std::time::Duration;
 use prometheus::{Prometheus, Samples, missing};
 use serde_json::{Value, json};
 use support::http::Reply;
-use support::{Response, Setup, Stage, TOKEN, eventually};
+use support::{Setup, Stage, TOKEN, eventually};
 
 const BASE: &str = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default";
 const REQUESTS: &str = "sysdig_container_net_http_request_count";
@@ -73,19 +73,6 @@ fn start(samples: &[Samples], overrides: &[(&str, &str)]) -> (Setup, Prometheus)
     (setup, prometheus)
 }
 
-fn value(response: &Response) -> String {
-    let values = response.values();
-    assert_eq!(values.len(), 1, "{values:?}");
-    values.into_values().next().unwrap()
-}
-
-/// Status code, reason word and message of a refusal.
-fn refusal(response: &Response) -> (u16, String, String) {
-    let status = response.json();
-    let text = |pointer: &str| status.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-    (response.status, text("/details/causes/0/reason"), text("/message"))
-}
-
 #[test]
 fn every_object_and_aggregation_has_the_value_that_its_samples_have() {
     if skipped() {
@@ -123,15 +110,15 @@ fn every_object_and_aggregation_has_the_value_that_its_samples_have() {
         ("pods/kuard-1/queue_depth?metricLabelSelector=container.name%3Dkuard".to_owned(), "6"),
     ];
     for (rest, expected) in table {
-        assert_eq!(value(&setup.read(&format!("{BASE}/{rest}"))), expected, "{rest}");
+        assert_eq!(setup.read(&format!("{BASE}/{rest}")).value(), expected, "{rest}");
         let older = BASE.replace("v1beta2", "v1beta1");
-        assert_eq!(value(&setup.read(&format!("{older}/{rest}"))), expected, "{rest} in v1beta1");
+        assert_eq!(setup.read(&format!("{older}/{rest}")).value(), expected, "{rest} in v1beta1");
     }
     let api = "/apis/custom.metrics.k8s.io/v1beta2";
-    assert_eq!(value(&setup.read(&format!("{api}/nodes/worker-1/cpu.used.percent"))), "35");
+    assert_eq!(setup.read(&format!("{api}/nodes/worker-1/cpu.used.percent")).value(), "35");
     let nodes = setup.read(&format!("{api}/nodes/%2A/cpu.used.percent?labelSelector=pool%3Da")).values();
     assert_eq!(nodes, BTreeMap::from([("worker-1".to_owned(), "35".to_owned())]));
-    assert_eq!(value(&setup.read(&format!("{api}/namespaces/default/net.http.request.count"))), "20");
+    assert_eq!(setup.read(&format!("{api}/namespaces/default/net.http.request.count")).value(), "20");
     for (method, query) in prometheus.queries() {
         assert!(method == "GET" || query.len() > 500, "{method} {query}");
         assert!(!query.contains("{kube_namespace"), "every selector begins with the cluster: {query}");
@@ -151,9 +138,9 @@ fn of_many_pods_each_has_its_own_value_in_one_query() {
     let expected = [("kuard-0", "10"), ("kuard-2", "30")].map(|(name, value)| (name.to_owned(), value.to_owned()));
     assert_eq!(found, BTreeMap::from(expected), "a finished pod is left out");
     assert_eq!(prometheus.queries().len(), before + 1);
-    let (code, word, message) = refusal(&setup.read(&format!("{BASE}/pods/%2A/queue_depth?labelSelector=app%3Dnope")));
+    let (code, word, message) = setup.read(&format!("{BASE}/pods/%2A/queue_depth?labelSelector=app%3Dnope")).refusal();
     assert_eq!((code, word.as_str()), (404, "object-not-found"), "{message}");
-    let (code, _, message) = refusal(&setup.read(&format!("{BASE}/services/%2A/queue_depth")));
+    let (code, _, message) = setup.read(&format!("{BASE}/services/%2A/queue_depth")).refusal();
     assert_eq!(code, 400, "{message}");
     for index in 0..80 {
         let path = format!("/api/v1/namespaces/default/pods/a-pod-with-a-very-long-name-{index:03}");
@@ -176,14 +163,14 @@ fn silence_is_zero_only_for_what_counts_changes_and_only_with_proof() {
     let silent = |name: &str| series(name, &labels(0), 50.0, 0.0, 300);
     let mut samples = vec![up(0), up(1), silent(REQUESTS), silent("queue_depth"), silent("orders_total")];
     let (setup, _prometheus) = start(&samples, &[]);
-    let reads = |setup: &Setup, rest: &str| refusal(&setup.read(&format!("{BASE}/{rest}")));
+    let reads = |setup: &Setup, rest: &str| setup.read(&format!("{BASE}/{rest}")).refusal();
     let (_, word, message) = reads(&setup, "services/kuard/net.http.request.count");
     assert_eq!(word, "partly-seen", "{message}");
     assert!(message.contains("for Pod kuard-2 in namespace default"), "the pod that is not seen: {message}");
     samples.push(up(2));
     let (setup, _prometheus) = start(&samples, &[]);
-    assert_eq!(value(&setup.read(&format!("{BASE}/services/kuard/net.http.request.count"))), "0");
-    assert_eq!(value(&setup.read(&format!("{BASE}/pods/kuard-0/net.http.request.count"))), "0");
+    assert_eq!(setup.read(&format!("{BASE}/services/kuard/net.http.request.count")).value(), "0");
+    assert_eq!(setup.read(&format!("{BASE}/pods/kuard-0/net.http.request.count")).value(), "0");
     for (rest, expected) in [
         ("services/kuard/net.http.error.count", "metric-not-collected"),
         ("services/kuard/queue_depth", "no-data"),
@@ -209,13 +196,13 @@ fn a_value_that_is_none_is_refused_by_its_own_word() {
     samples.push(series("sysdig_container_up", &labels, 1.0, 0.0, ONGOING));
     let (setup, _prometheus) = start(&samples, &[]);
     for (name, expected) in [("a", "not-finite"), ("b", "not-finite"), ("c", "out-of-range")] {
-        let (code, word, message) = refusal(&setup.read(&format!("{BASE}/pods/kuard-0/odd_{name}")));
+        let (code, word, message) = setup.read(&format!("{BASE}/pods/kuard-0/odd_{name}")).refusal();
         assert_eq!((code, word.as_str()), (422, expected), "{message}");
     }
-    assert_eq!(value(&setup.read(&format!("{BASE}/pods/kuard-0/odd_d"))), "-2500m");
-    assert_eq!(value(&setup.read(&format!("{BASE}/pods/kuard-0/odd_e"))), "1n");
+    assert_eq!(setup.read(&format!("{BASE}/pods/kuard-0/odd_d")).value(), "-2500m");
+    assert_eq!(setup.read(&format!("{BASE}/pods/kuard-0/odd_e")).value(), "1n");
     for metric in ["jvm.heap.used", "net.http.nope"] {
-        let (code, _, message) = refusal(&setup.read(&format!("{BASE}/pods/kuard-0/{metric}")));
+        let (code, _, message) = setup.read(&format!("{BASE}/pods/kuard-0/{metric}")).refusal();
         assert_eq!(code, 400, "{message}");
         assert!(message.contains("no name in PromQL that is safe to assume"), "{message}");
     }
@@ -267,14 +254,14 @@ fn every_error_of_sysdigs_has_its_word_and_a_part_of_an_answer_is_none() {
     ];
     for (reply, expected, says) in table {
         prometheus.reply(Some(reply.clone()));
-        let (_, word, message) = refusal(&setup.read(&format!("{BASE}/pods/kuard-0/queue_depth")));
+        let (_, word, message) = setup.read(&format!("{BASE}/pods/kuard-0/queue_depth")).refusal();
         assert_eq!(word, expected, "{reply:?}: {message}");
         assert!(message.contains(says) && !message.contains(TOKEN), "{reply:?}: {message}");
     }
     prometheus.reply(None);
     let read = || setup.read(&format!("{BASE}/pods/kuard-0/queue_depth"));
     eventually("the limit of the rate is over", Duration::from_secs(40), || read().status == 200);
-    assert_eq!(value(&read()), "5");
+    assert_eq!(read().value(), "5");
 }
 
 #[test]
@@ -283,9 +270,9 @@ fn the_backend_follows_the_metric_unless_it_is_chosen() {
         return;
     }
     let (setup, prometheus) = start(&world(), &[("SDC_BACKEND", "auto")]);
-    assert_eq!(value(&setup.read(&format!("{BASE}/services/kuard/queue_depth"))), "6");
+    assert_eq!(setup.read(&format!("{BASE}/services/kuard/queue_depth")).value(), "6");
     let asked = prometheus.queries().len();
-    let (code, word, message) = refusal(&setup.read(&format!("{BASE}/services/kuard/net.http.request.count")));
+    let (code, word, message) = setup.read(&format!("{BASE}/services/kuard/net.http.request.count")).refusal();
     assert_eq!((code, word.as_str()), (404, "backend-rejected"), "this Sysdig has no Data API: {message}");
     assert_eq!(prometheus.queries().len(), asked);
     let (setup, _prometheus) = start(&world(), &[]);

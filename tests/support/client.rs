@@ -324,6 +324,23 @@ impl Response {
         list["items"].as_array().expect("items").iter().map(item).collect()
     }
 
+    /// The value of the only item.
+    #[track_caller]
+    pub fn value(&self) -> String {
+        let values = self.values();
+        assert_eq!(values.len(), 1, "{values:?}");
+        values.into_values().next().unwrap()
+    }
+
+    /// Status code, reason word and message of a refusal.
+    #[track_caller]
+    pub fn refusal(&self) -> (u16, String, String) {
+        assert!(self.status >= 400, "{}", self.text());
+        let status = self.json();
+        let text = |pointer: &str| status.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        (self.status, text("/details/causes/0/reason"), text("/message"))
+    }
+
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
