@@ -509,6 +509,7 @@ impl Stage {
             out.lines().filter(|line| line.starts_with("fail  cluster name ") || line.starts_with("fail  agent "));
         assert!(code == Some(1) && failed.count() == 2, "{out}");
         self.plane.run(&["delete", "-f", &repository("manifests").join(DOCTOR_RBAC).display().to_string()]);
+        self.settle_of(what, 0.0, 3);
         self.plane.run(&["delete", "hpa", "kuard-autoscaler"]);
     }
 
