@@ -12,6 +12,10 @@ pub(crate) const OWN: &str = include_str!("legacy-metrics.txt");
 /// Every container has it, whatever its traffic.
 pub(crate) const COMPANION: &str = "sysdig_container_up";
 const CLUSTER: &str = "kube_cluster_name";
+/// No group aggregation of Sysdig's: the average over containers, of which each must have one series.
+pub(crate) const EACH: &str = "each";
+/// The labels of a series that tell its container.
+const CONTAINER: [&str; 3] = ["kube_pod_name", "container_name", "container"];
 /// The label that tells the parts of an answer apart.
 const PART: &str = "sysdig_metrics_adapter";
 /// A longer query travels in a body.
@@ -38,7 +42,7 @@ pub(crate) fn rows(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64
 fn rows_at(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64, lag: u64) -> Result<(Rows, u64)> {
     let answer = ask(sysdig, &query(question, scope, sysdig.cluster()?, lag)?, end)?;
     let (_, kind) = series(question)?;
-    let (mut rows, mut seen, mut first) = (Rows::new(), lag, BTreeMap::<Object, &Value>::new());
+    let (mut rows, mut seen, mut values) = (Rows::new(), lag, BTreeMap::<Object, Vec<_>>::new());
     for series in items(&answer, "/data/result") {
         let labels = &series["metric"];
         let text = |label: &str| labels[label].as_str().unwrap_or_default();
@@ -53,17 +57,25 @@ fn rows_at(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64, lag: u
         let empty = Row { end: end - lag, value: None, pods: Some(0), differing: String::new() };
         let row = rows.entry(object.clone()).or_insert(empty);
         match text(PART) {
-            "value" if row.value.is_none() => {
-                row.value = Some(Quantity::parse(value));
-                first.insert(object, labels);
-            }
-            "value" if question.tuning.group.is_empty() => {
-                row.value = Some(Err(Reason::Ambiguous));
-                row.differing = first.get(&object).map_or_else(String::new, |first| differing(first, labels));
-            }
+            "value" => values.entry(object).or_default().push((labels, Quantity::parse(value))),
             "pods" => row.pods = value.parse().ok(),
             "time" => row.end = row.end.min(time),
             _ => return Err(invalid_answer("it has a series that was not asked for")),
+        }
+    }
+    let group = question.tuning.group;
+    for (object, found) in values {
+        let (Some(row), mut series) = (rows.get_mut(&object), BTreeMap::new()) else { continue };
+        let label = |labels: &Value, label| labels[label].as_str().filter(|_| group == EACH).map(str::to_owned);
+        let whose = |labels: &Value| CONTAINER.map(|name| label(labels, name));
+        let twice = found.iter().find_map(|(labels, _)| Some((series.insert(whose(labels), *labels)?, *labels)));
+        let all: Result<Vec<_>, _> = found.iter().map(|(_, value)| *value).collect();
+        match twice {
+            None => row.value = Some(all.and_then(|all| Quantity::combine("avg", all.into_iter()))),
+            Some((one, other)) if group.is_empty() || (group == EACH && one != other) => {
+                (row.value, row.differing) = (Some(Err(Reason::Ambiguous)), differing(one, other));
+            }
+            Some(_) => return Err(invalid_answer("it has a series that was not asked for")),
         }
     }
     // Silence of what counts changes is idleness, if the pods are seen; of anything else it is just silence.
@@ -155,7 +167,8 @@ pub(crate) fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64)
         _ => format!("{time}_over_time({samples})"),
     };
     let part = |part: &str, query: String| format!("label_replace({query}, \"{PART}\", \"{part}\", \"\", \"\")");
-    let value = part("value", if group.is_empty() { value } else { format!("{group} by ({by}) ({value})") });
+    let value =
+        part("value", if group.is_empty() || group == EACH { value } else { format!("{group} by ({by}) ({value})") });
     let time = part("time", format!("max by ({by}) (timestamp({name}{{{matching}}}))"));
     if question.is_host() {
         return Ok(format!("{value} or {time}"));

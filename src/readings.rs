@@ -3,7 +3,7 @@
 
 use crate::prelude::*;
 use crate::store::{Job, Outcome, Plan, Store};
-use crate::{definitions::Definitions, handler::Stop, handler::WAIT, server::guarded, sysdig::QUERIES};
+use crate::{definitions::Definitions, handler::Stop, handler::WAIT, promql, server::guarded, sysdig::QUERIES};
 
 const KUBERNETES: &str = "Kubernetes API";
 const SYSDIG: &str = "Sysdig";
@@ -80,7 +80,9 @@ impl Readings {
         // So must a template's be, of each object.
         let single = promql && (read.is_external() || question.metric.contains('{'));
         if question.tuning.group.is_empty() && !single {
-            question.tuning.group = "avg";
+            // What the agent itself tells has one series for each container.
+            let own = question.metric.contains('.') || question.metric.starts_with("sysdig_");
+            question.tuning.group = if promql && !own { promql::EACH } else { "avg" };
         }
         Ok(Plan { question, select, defined })
     }
@@ -192,7 +194,10 @@ impl Fetch<'_> {
     fn item(&mut self, object: &Object) -> Result<Item> {
         let Question { metric, tuning, resource, labels, .. } = self.question;
         let (what, window, host) = (named(resource, &object.0, &object.1), tuning.window, self.question.is_host());
-        let Some(row) = self.rows.get(object).filter(|row| row.value.is_some() || !host).cloned() else {
+        // Where no pods are counted, nothing tells idleness from an exporter that died, but for what the agent counts.
+        let counted = resource.counts_pods() || **resource == Resource::PODS;
+        let provable = !host && (counted || promql::series(self.question).is_ok_and(|(_, kind)| kind == "delta"));
+        let Some(row) = self.rows.get(object).filter(|row| row.value.is_some() || provable).cloned() else {
             let selected = if labels.is_empty() { "" } else { " with the labels of the metric's selector" };
             let ask = "is CLUSTER_NAME the name that Sysdig shows, does the token's team see this namespace, does the agent run?";
             return Err(refusal!(

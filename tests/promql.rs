@@ -126,6 +126,38 @@ fn every_object_and_aggregation_has_the_value_that_its_samples_have() {
 }
 
 #[test]
+fn without_an_aggregation_each_container_must_have_one_series() {
+    if skipped() {
+        return;
+    }
+    let mut samples = world();
+    for index in 0..3 {
+        let labels = pod("demo", "default", "kuard", &format!("kuard-{index}"));
+        for (code, load) in [("200", 30.0), ("500", 6.0)] {
+            let labels = format!(r#"{labels},code="{code}""#);
+            samples.push(series("my_requests", &labels, load, 0.0, ONGOING));
+        }
+        // Another container with one series of its own.
+        let proxy = labels.replace(r#"container_name="kuard""#, r#"container_name="proxy""#);
+        samples.push(series("queue_depth", &proxy, 1.0, 0.0, ONGOING));
+    }
+    let (setup, _prometheus) = start(&samples, &[]);
+    for place in ["services/kuard", "deployments.apps/kuard", "pods/kuard-1", "metrics"] {
+        let read = |selector: &str| setup.read(&format!("{BASE}/{place}/my_requests{selector}"));
+        let (code, word, message) = read("").refusal();
+        assert_eq!((code, word.as_str()), (422, "ambiguous"), "{place}: {message}");
+        assert!(message.contains(r#"differ in code ("200", "500"): select one"#), "{place}: {message}");
+        assert_eq!(read("?metricLabelSelector=code%3D200").value(), "30", "{place}");
+        let per_pod = if place.starts_with("pods") { "36" } else { "108" };
+        let sum = read("?metricLabelSelector=sysdig%2Fgroup-aggregation%3Dsum");
+        assert_eq!(sum.value(), per_pod, "{place}");
+        assert_eq!(read("?metricLabelSelector=sysdig%2Fgroup-aggregation%3Davg").value(), "18", "{place}");
+    }
+    // Of 6 and 1, as the old adapter averages over containers.
+    assert_eq!(setup.read(&format!("{BASE}/pods/kuard-1/queue_depth")).value(), "3500m");
+}
+
+#[test]
 fn of_many_pods_each_has_its_own_value_in_one_query() {
     if skipped() {
         return;

@@ -181,6 +181,20 @@ fn a_metric_that_went_silent_is_zero_by_proof_and_not_a_stale_number() {
 }
 
 #[test]
+fn where_no_pods_are_counted_only_what_the_agent_counts_is_zero_in_silence() {
+    let setup = Setup::start(binary);
+    let silent = Series::Since { value: 50.0, from_unix: 0, until_unix: unix_now() - 300 };
+    for metric in ["net.http.request.count", "my.queue.length"] {
+        setup.sysdig.world().set("default", "kuard", metric, silent);
+    }
+    let read = |rest: &str| setup.read(&format!("{BASE}/{rest}"));
+    assert_eq!(value(&read("metrics/net.http.request.count")), "0");
+    let (code, word, message) = refusal(&read("metrics/my.queue.length"));
+    assert_eq!((code, word.as_str()), (404, "no-data"), "its exporter may have died: {message}");
+    assert_eq!(value(&read("services/kuard/my.queue.length")), "0", "Sysdig sees each of its pods");
+}
+
+#[test]
 fn every_value_has_its_age_and_none_is_older_than_its_bound() {
     let setup = Setup::start(binary);
     let path = format!("{BASE}/services/kuard/net.http.request.count");
