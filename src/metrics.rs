@@ -5,7 +5,7 @@ use crate::{api::Response, connections::Connections, prelude::*};
 use std::fs;
 
 /// Seconds, for answers from memory as for ages.
-const BOUNDS: [f64; 12] = [0.0001, 0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 120.0, f64::INFINITY];
+const BOUNDS: [f64; 12] = [0.0001, 0.001, 0.01, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 90.0, 120.0, f64::INFINITY];
 
 /// The sum of what was observed, and how much of it is up to each bound.
 type Series = (f64, [u64; BOUNDS.len()]);

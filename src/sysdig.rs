@@ -267,7 +267,8 @@ impl Sysdig {
 
     fn refused(&self, status: u16, body: &[u8], token: &Secret) -> Error {
         let says = quoted(&remark(body).replace(token.expose(), "(hidden)"));
-        let renew = "does not accept the API token: renew Secret sysdig-api, the token may have expired";
+        let renew = "does not accept the API token: kubectl create secret generic --from-literal access-key=NEW \
+            -n custom-metrics sysdig-api --dry-run=client -o yaml | kubectl apply -f -";
         let (reason, message) = match status {
             401 => (Reason::BackendUnauthorized, renew),
             403 => (Reason::BackendForbidden, "does not let this API token read metrics: check its team and role"),
