@@ -29,7 +29,7 @@ type Source<'a> = (&'a Value, &'a str, &'a Value);
 /// Runs a command. 0 means that all is well, 1 that something is not, 2 that it was called wrongly.
 pub fn run(arguments: &[String]) -> ExitCode {
     let done = match *arguments.iter().map(String::as_str).collect::<Vec<_>>() {
-        ["--help"] => Ok(say(include_str!("help.txt").trim_end())),
+        ["--help"] => Ok(include_str!("help.txt").lines().all(say)),
         ["--version"] => Ok(say(concat!("sysdig-metrics-adapter ", env!("CARGO_PKG_VERSION")))),
         ["explain", which] => explain(which),
         ["doctor"] | ["doctor", "--json"] => doctor(arguments.len() > 1),
@@ -43,7 +43,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
 
 /// A line for the reader, if there still is one: a closed pipe changes nothing.
 fn say(line: &str) -> bool {
-    let _ = writeln!(stdout(), "{line}");
+    let _ = writeln!(stdout(), "{}", line.chars().map(visible).collect::<String>());
     true
 }
 
@@ -252,19 +252,27 @@ fn explain_one(tools: &Tools, source: Source<'_>) -> Result<()> {
         row("value", &format!("{value} for {name} ({window} s to {end}, {age} s ago)"));
     }
     let values: Vec<_> = found.iter().filter_map(|(_, value, _)| thousandths(&value.to_string())).collect();
-    row("replicas", &replicas(hpa, target, &values));
+    row("replicas", &replicas(hpa, kind, target, &values));
     Ok(())
 }
 
 /// What the controller makes of the values, and how. What it knows of single pods is not known here.
 /// Source: <https://kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale/#algorithm-details>.
-fn replicas(hpa: &Value, (of, target): (&str, f64), values: &[f64]) -> String {
+fn replicas(hpa: &Value, kind: &str, (of, target): (&str, f64), values: &[f64]) -> String {
     let number = |pointer: &str| hpa.pointer(pointer).and_then(Value::as_u64).map(|it| it as f64);
     let (least, total) = (number("/spec/minReplicas").unwrap_or(1.0), values.iter().sum::<f64>());
     let now = number("/status/currentReplicas").unwrap_or(least);
     // None at all count as one.
     let (pods, each) = if of == "Value" { (now.max(1.0), 1.0) } else { (1.0, now) };
-    let steady = (total / (target * each) - 1.0).abs() <= 0.1;
+    let (count, mut total) = (values.len() as f64, total);
+    if kind == "Pods" {
+        if count != now {
+            return format!("not known here: {count} of {now} pods have a value, and what the others count as depends");
+        }
+        // The controller computes with whole thousandths of the mean.
+        total = (total / count).floor() * count;
+    }
+    let steady = now > 0.0 && (total / (target * each) - 1.0).abs() <= 0.1;
     let wanted = if steady { now } else { (total / target * pods).ceil() };
     let result = wanted.min(number("/spec/maxReplicas").unwrap_or(f64::MAX)).max(least);
     let factor = if of == "Value" { format!("{pods} pods × ") } else { String::new() };

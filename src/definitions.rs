@@ -127,12 +127,15 @@ fn kept(text: &str) -> &'static str {
 fn template(text: &str) -> Option<String> {
     let word = |c: char| c.is_ascii_alphanumeric() || "_:".contains(c);
     let plain = |text: &str, signs: &str| text.chars().all(|c| word(c) || signs.contains(c)).then_some(());
-    let mut rest = text;
+    let (mut rest, mut depth) = (text, 0_usize);
     while !rest.is_empty() {
         let (name, after) = rest.split_at(rest.find(|c| !word(c)).unwrap_or(rest.len()));
         let next = after.trim_start();
         let number = name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(|c| "0123456789e".contains(c));
-        let call = next.starts_with('(') && !["offset", "info"].contains(&&*name.to_lowercase());
+        let call = next.starts_with('(') && !["offset", "info", "time", "vector"].contains(&&*name.to_lowercase());
+        if name.is_empty() {
+            depth = (depth + usize::from(rest.starts_with('('))).checked_sub(usize::from(rest.starts_with(')')))?;
+        }
         rest = match (name, after.strip_prefix("{$matchers")) {
             ("", _) => rest.strip_prefix(|c| " .,+-*/%^<>=!()".contains(c))?,
             (_, Some(selection)) => {
@@ -141,18 +144,21 @@ fn template(text: &str) -> Option<String> {
                 matchers.next().filter(|it| it.is_empty())?;
                 for matcher in matchers {
                     let (name, value) = matcher.trim().strip_suffix('"')?.split_once('"')?;
-                    plain(name, "=~! ").filter(|()| !value.contains(['"', '\\', '$', '\n']))?;
+                    let label = name.trim_end_matches(|c| "=~! ".contains(c));
+                    plain(label, "").filter(|()| !value.contains(['"', '\\', '$', '\n']))?;
                 }
                 after
             }
             ("by" | "on", _) => {
                 let (list, after) = next.strip_prefix('(')?.split_once("$by)")?;
-                plain(list, ", ").map(|()| after)?
+                // Else its last label would run into the first of the object's.
+                let ended = list.trim().is_empty() || list.trim_end().ends_with(',');
+                plain(list, ", ").filter(|()| ended).map(|()| after)?
             }
             _ => Some(after).filter(|_| number || call || next.starts_with("by"))?,
         };
     }
-    Some(text.to_owned()).filter(|text| text.contains('{') && text.contains("$by)"))
+    Some(text.to_owned()).filter(|text| depth == 0 && text.contains('{') && text.contains("$by)"))
 }
 
 #[cfg(test)]
@@ -350,6 +356,12 @@ mod tests {
             by("rate(a{$matchers,b=\"c\" or d=\"e\"}[$window])"),
             by("rate(a{$matchers or d=\"e\"}[$window])"),
             by("rate(a{$matchers,b=`c`}[$window])"),
+            format!("{selected} or (vector(0))"),
+            format!("{selected} or (vector(time()))"),
+            "sum by ($by) (rate(a{$matchers}[$window])".to_owned(),
+            "sum by ($by) (rate(a{$matchers}[$window])))(".to_owned(),
+            "sum by (le$by) (rate(a{$matchers}[$window]))".to_owned(),
+            by("rate(a{$matchers,or x=\"y\"}[$window])"),
             format!("{selected} or up"),
             format!("{selected} or (up)"),
             format!("{selected} or b{{c=\"d\"}}"),

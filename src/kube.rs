@@ -130,7 +130,8 @@ impl Kube {
     fn object(&self, method: Method, path: &str, accept: &str, body: Option<&Value>, what: &str) -> Result<Value> {
         let (status, answer, token) = self.send(method, path, accept, body)?;
         let says = || quoted(&remark(&answer).replace(token.expose(), "(hidden)"));
-        let mend = match path.contains("/horizontalpodautoscalers/") || path.ends_with(".external.metrics.k8s.io") {
+        let foreign = path.ends_with(".external.metrics.k8s.io") && !self.config.external;
+        let mend = match foreign || path.contains("/horizontalpodautoscalers/") {
             true => "add components: [manifests/components/doctor-rbac] to kustomization.yaml, then kubectl apply -k .",
             false => {
                 "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles (of custom resources: docs/definitions.md)"

@@ -41,7 +41,7 @@ pub(crate) fn response(connections: &Connections) -> Response {
     set("process_cpu_seconds_total", "", ticks / 100.0);
     set("process_resident_memory_bytes", "", memory.unwrap_or_default() * 1024.0);
     set("process_open_fds", "", fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as f64);
-    let (mut text, all) = (String::new(), lock(&SERIES));
+    let (mut text, all) = (String::new(), lock(&SERIES).clone());
     for line in include_str!("metrics.txt").lines() {
         text += &format!("{line}\n");
         let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) else { continue };

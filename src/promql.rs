@@ -14,8 +14,9 @@ pub(crate) const COMPANION: &str = "sysdig_container_up";
 const CLUSTER: &str = "kube_cluster_name";
 /// No group aggregation of Sysdig's: the average over containers, of which each must have one series.
 pub(crate) const EACH: &str = "each";
-/// The labels of a series that tell its container.
-const CONTAINER: [&str; 3] = ["kube_pod_name", "container_name", "container"];
+/// The labels of a series that tell its container, and one of before a restart from one of after it.
+const CONTAINER: [&str; 7] =
+    ["kube_namespace_name", "kube_pod_name", "kube_pod_uid", "container_name", "container", "container_id", "instance"];
 /// The label that tells the parts of an answer apart.
 const PART: &str = "sysdig_metrics_adapter";
 /// A longer query travels in a body.
@@ -42,7 +43,8 @@ pub(crate) fn rows(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64
 fn rows_at(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64, lag: u64) -> Result<(Rows, u64)> {
     let answer = ask(sysdig, &query(question, scope, sysdig.cluster()?, lag)?, end)?;
     let (_, kind) = series(question)?;
-    let (mut rows, mut seen, mut values) = (Rows::new(), lag, BTreeMap::<Object, Vec<_>>::new());
+    let (mut rows, mut seen, mut timed) = (Rows::new(), lag, BTreeSet::new());
+    let (mut several, mut twice) = (BTreeMap::new(), BTreeMap::new());
     for series in items(&answer, "/data/result") {
         let labels = &series["metric"];
         let text = |label: &str| labels[label].as_str().unwrap_or_default();
@@ -56,28 +58,33 @@ fn rows_at(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64, lag: u
         let object = Object::from(question.object_labels().map(name));
         let empty = Row { end: end - lag, value: None, pods: Some(0), differing: String::new() };
         let row = rows.entry(object.clone()).or_insert(empty);
+        // Series of which there is to be one: for the object, or for each of its containers.
+        let whose = match text(PART) {
+            "value" if question.tuning.group.is_empty() => Some([None; CONTAINER.len()]),
+            "twice" => Some(CONTAINER.map(|label| labels[label].as_str())),
+            _ => None,
+        };
+        if let Some(one) = whose.and_then(|whose| several.insert((object.clone(), whose), labels)) {
+            twice.insert(object, differing(one, labels));
+            continue;
+        }
         match text(PART) {
-            "value" => values.entry(object).or_default().push((labels, Quantity::parse(value))),
+            "value" if row.value.is_none() => row.value = Some(Quantity::parse(value)),
+            "twice" => {}
             "pods" => row.pods = value.parse().ok(),
-            "time" => row.end = row.end.min(time),
+            "time" => {
+                row.end = row.end.min(time);
+                timed.insert(object);
+            }
             _ => return Err(invalid_answer("it has a series that was not asked for")),
         }
     }
-    let group = question.tuning.group;
-    for (object, found) in values {
-        let (Some(row), mut series) = (rows.get_mut(&object), BTreeMap::new()) else { continue };
-        let label = |labels: &Value, label| labels[label].as_str().filter(|_| group == EACH).map(str::to_owned);
-        let whose = |labels: &Value| CONTAINER.map(|name| label(labels, name));
-        let twice = found.iter().find_map(|(labels, _)| Some((series.insert(whose(labels), *labels)?, *labels)));
-        let all: Result<Vec<_>, _> = found.iter().map(|(_, value)| *value).collect();
-        match twice {
-            None => row.value = Some(all.and_then(|all| Quantity::combine("avg", all.into_iter()))),
-            Some((one, other)) if group.is_empty() || (group == EACH && one != other) => {
-                (row.value, row.differing) = (Some(Err(Reason::Ambiguous)), differing(one, other));
-            }
-            Some(_) => return Err(invalid_answer("it has a series that was not asked for")),
-        }
+    for (object, differing) in twice {
+        rows.entry(object).and_modify(|row| (row.value, row.differing) = (Some(Err(Reason::Ambiguous)), differing));
     }
+    // What was silent for five minutes has no time, however long the window is.
+    let old = end.saturating_sub(lag + question.tuning.window);
+    rows.iter_mut().filter(|(object, _)| !timed.contains(*object)).for_each(|(_, row)| row.end = old);
     // Silence of what counts changes is idleness, if the pods are seen; of anything else it is just silence.
     rows.retain(|_, row| kind == "delta" || row.value.is_some());
     rows.values_mut().filter(|row| row.value.is_none()).for_each(|row| row.end = end - lag);
@@ -167,8 +174,13 @@ pub(crate) fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64)
         _ => format!("{time}_over_time({samples})"),
     };
     let part = |part: &str, query: String| format!("label_replace({query}, \"{PART}\", \"{part}\", \"\", \"\")");
-    let value =
-        part("value", if group.is_empty() || group == EACH { value } else { format!("{group} by ({by}) ({value})") });
+    let whose = format!("{by}, {}", CONTAINER.join(", "));
+    let twice = format!("topk by ({whose}) (2, ({value}) and on ({whose}) (count by ({whose}) ({value}) > 1))");
+    let value = match group {
+        "" => part("value", value),
+        EACH => format!("{} or {}", part("value", format!("avg by ({by}) ({value})")), part("twice", twice)),
+        _ => part("value", format!("{group} by ({by}) ({value})")),
+    };
     let time = part("time", format!("max by ({by}) (timestamp({name}{{{matching}}}))"));
     if question.is_host() {
         return Ok(format!("{value} or {time}"));
@@ -202,7 +214,7 @@ fn string(text: &str) -> String {
 
 /// A regular expression for exactly `text`.
 fn pattern(text: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
+    let plain = |c: char| c.is_alphanumeric() || c == '_' || c == '-' || !c.is_ascii();
     text.chars().flat_map(|c| (!plain(c)).then_some('\\').into_iter().chain([c])).collect()
 }
 

@@ -171,15 +171,21 @@ impl Fetch<'_> {
     /// The values of a reading: those of its objects that have one, or that of a Service out of its pods'.
     fn items(&mut self, select: &Select, objects: &[Object]) -> Result<Vec<Item>> {
         let (mut items, mut refusal) = (Vec::<Item>::new(), Ok(()));
+        // What does not pass by itself is told first, and that there is just nothing last.
+        let rank = |error: &Error| (!error.reason.is_passing(), error.reason != Reason::NoData);
         for object in objects {
             match self.item(object) {
                 Ok(item) => items.push(item),
-                Err(error) => refusal = refusal.and(Err(error)),
+                Err(error) if refusal.as_ref().err().is_some_and(|known| rank(known) >= rank(&error)) => {}
+                Err(error) => refusal = Err(error),
             }
         }
         let Some(end) = items.iter().map(|(_, _, end)| *end).min() else { return refusal.map(|()| items) };
         if select.resource == self.question.resource {
             return Ok(items);
+        }
+        if refusal.as_ref().is_err_and(|error| !error.reason.is_passing()) {
+            return refusal.map(|()| items);
         }
         let (metric, group) = (&self.question.metric, self.question.tuning.group);
         let what = named(select.resource, &select.namespace, &select.name);

@@ -204,7 +204,8 @@ impl Ask {
     ) -> Result<Vec<Item>> {
         let (hold, zero) = defined.absence;
         let max_age = if defined.max_age > 0 { defined.max_age } else { max_age };
-        let most = max_age.max(if self.error.is_some() { hold } else { 0 });
+        // Of all objects that labels name, some may be gone.
+        let most = if select.name == "*" { max_age } else { max_age.max(hold) };
         let age = |item: &Item| now.saturating_sub(item.2);
         let shown = |it: &Item| (it.0.clone(), it.1.scaled(defined.divide_by, defined.decimals), it.2);
         let good: Vec<Item> = self.items.iter().filter(|item| age(item) <= most).map(shown).collect();
@@ -223,7 +224,8 @@ impl Ask {
             (None, age) => {
                 let object = named(select.resource, &select.namespace, &select.name);
                 let (metric, age) = (&question.metric, age.unwrap_or_default());
-                let bound = format!("over MAX_AGE ({max_age} s)");
+                let name = if defined.max_age > 0 { "maxAge of its definition" } else { "MAX_AGE" };
+                let bound = format!("over {name} ({most} s)");
                 Err(refusal!(TooOld, "the newest sample of {metric} for {object} is {age} s old, {bound}"))
             }
         }

@@ -204,7 +204,8 @@ impl Sysdig {
         log::debug!("Sysdig is asked: {path} {}", body.as_ref().map_or("", |(_, body)| body));
         let (started, api) = (Instant::now(), if path.starts_with("/api/") { "data" } else { "promql" });
         let answer = self.exchange(&token, path, body).and_then(|answer| {
-            log::debug!("Sysdig answers: {}", String::from_utf8_lossy(answer.get(..LOGGED).unwrap_or(&answer)));
+            let shown = String::from_utf8_lossy(answer.get(..LOGGED).unwrap_or(&answer));
+            log::debug!("Sysdig answers: {}", shown.replace(token.expose(), "(hidden)"));
             serde_json::from_slice(&answer).map_err(|error| {
                 let (line, column) = (error.line(), error.column());
                 invalid_answer(&format!("it is not the JSON expected (line {line}, column {column})"))
