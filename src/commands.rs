@@ -129,7 +129,10 @@ fn resource(reference: &Value, (_, readings): &Tools) -> Result<&'static Resourc
 /// The selector of the pods that an HPA scales.
 fn pods(tools: &Tools, hpa: &Value) -> Result<String> {
     let (reference, kube) = (&hpa["spec"]["scaleTargetRef"], &tools.1.kube);
-    let (of, [place, name]) = (resource(reference, tools)?, [namespace(hpa), text(reference, "/name")]);
+    let unknown =
+        |_| refusal!(NotFound, "the server serves it, but explain does not know which pods {reference} selects");
+    let (of, [place, name]) =
+        (resource(reference, tools).map_err(unknown)?, [namespace(hpa), text(reference, "/name")]);
     let query = format!("?fieldSelector=metadata.name%3D{}", percent_encode(name));
     let list = kube.call(Method::GET, &kube::path(of, &percent_encode(place), &query), JSON, None, of.plural)?;
     let found = items(&list, "/items").map(|it| selector(&it["spec"]["selector"])).find(|it| !it.is_empty());

@@ -479,6 +479,15 @@ mod tests {
             let what = format!("{definition:?} {error:?} {after}");
             assert_eq!(served(definition, error, NOW + after, NOW + after), expected, "{what}");
         }
+        // An answer that is old stands in like none, and of many objects some may be gone.
+        let held = |name: &str, now: u64| {
+            let (mut ask, value) = (Ask::default(), Quantity::parse("0.001").unwrap());
+            ask.take(Ok(vec![("kuard".to_owned(), value, NOW)]), false, Instant::now(), now);
+            let plan = Plan { defined: silence((600, false)), ..plan("m", name) };
+            ask.outcome(&plan, 120, now).map(|items| items.len()).map_err(|error| error.reason)
+        };
+        assert_eq!([held("kuard", NOW + 600), held("*", NOW + 120)], [Ok(1), Ok(1)]);
+        assert_eq!([held("kuard", NOW + 601), held("*", NOW + 121)], [Err(Reason::TooOld), Err(Reason::TooOld)]);
         // A zero is as old as the silence that was seen last.
         assert_eq!(served(silence((0, true)), no_data, NOW + 200, NOW + 310), zero(NOW + 190));
         assert_eq!(served(silence((0, true)), no_data, NOW + 200, NOW + 311), Err(no_data));

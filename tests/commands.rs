@@ -223,10 +223,17 @@ fn explain_computes_as_the_hpa_controller_does() {
         let found = rows(&out, "replicas");
         assert!(code == 0 && found.len() == 1 && found[0].starts_with(expected), "{expected}: {out}");
     }
-    let mut idle = hpa(vec![by_service(value("25"))]);
-    idle["status"] = json!({ "currentReplicas": 0 });
-    let (_, out, _) = run(&stage.env(), &["explain", "-"], idle.to_string().as_bytes());
-    assert!(rows(&out, "replicas")[0].starts_with("3: 1 pods × 50 ÷ 25 = 2 (rounded up)"), "{out}");
+    let with_replicas = |metric: Value, now: u64| {
+        let mut hpa = hpa(vec![metric]);
+        hpa["status"] = json!({ "currentReplicas": now });
+        let (_, out, _) = run(&stage.env(), &["explain", "-"], hpa.to_string().as_bytes());
+        rows(&out, "replicas")[0].to_owned()
+    };
+    let (idle, near) = (with_replicas(by_service(value("25")), 0), with_replicas(by_service(value("48")), 0));
+    assert!(idle.starts_with("3: 1 pods × 50 ÷ 25 = 2 (rounded up)"), "{idle}");
+    assert!(near.starts_with("3: 1 pods × 50 ÷ 48 = 2 (rounded up)"), "without pods there is no tolerance: {near}");
+    let partly = with_replicas(pods(METRIC, average("30")), 4);
+    assert!(partly.starts_with("not known here: 3 of 4 pods have a value"), "{partly}");
 }
 
 #[test]
@@ -786,6 +793,16 @@ fn the_commands_know_what_is_defined() {
     assert!(bad[0].contains("not-configured: ") && bad[0].contains(&mistake), "{out}");
     let (code, out, _) = doctor(&with(setup.env(), &[("CONFIG_FILE", &file)]));
     assert!(code == 0 && out.contains("ok    CONFIG_FILE                                hash "), "{out}");
+}
+
+#[test]
+fn no_name_in_an_hpa_makes_a_line_of_its_own() {
+    let hpa = hpa(vec![object("Service", "v1", "kuard", "m\u{1b}[31m\nHPAs: 1, findings: 0", value("4"))]);
+    for (arguments, lines) in [(&["check"][..], 2), (&["explain", "-"], 3)] {
+        let (code, out, _) = run(&Stage::new().env(), arguments, hpa.to_string().as_bytes());
+        assert_eq!((code, out.lines().count()), (1, lines), "{out}");
+        assert!(!out.contains('\u{1b}') && !out.lines().any(|line| line.starts_with("HPAs: 1, findings")), "{out}");
+    }
 }
 
 #[test]

@@ -141,6 +141,17 @@ fn without_an_aggregation_each_container_must_have_one_series() {
         let proxy = labels.replace(r#"container_name="kuard""#, r#"container_name="proxy""#);
         samples.push(series("queue_depth", &proxy, 1.0, 0.0, ONGOING));
     }
+    for (pod_name, code) in [("kuard-0", "200"), ("kuard-0", "500"), ("kuard-1", "200"), ("kuard-2", "200")] {
+        let labels = format!(r#"{},code="{code}""#, pod("demo", "default", "kuard", pod_name));
+        samples.push(series("my_errors", &labels, 30.0, 0.0, ONGOING));
+    }
+    for (instance, load) in [("10.0.0.1:80", 10.0), ("10.0.0.2:80", 30.0)] {
+        for index in 0..3 {
+            let labels = pod("demo", "default", "kuard", &format!("kuard-{index}"));
+            let labels = format!(r#"{labels},instance="{instance}""#);
+            samples.push(series("my_restarts", &labels, load, 0.0, ONGOING));
+        }
+    }
     let (setup, _prometheus) = start(&samples, &[]);
     for place in ["services/kuard", "deployments.apps/kuard", "pods/kuard-1", "metrics"] {
         let read = |selector: &str| setup.read(&format!("{BASE}/{place}/my_requests{selector}"));
@@ -153,8 +164,38 @@ fn without_an_aggregation_each_container_must_have_one_series() {
         assert_eq!(sum.value(), per_pod, "{place}");
         assert_eq!(read("?metricLabelSelector=sysdig%2Fgroup-aggregation%3Davg").value(), "18", "{place}");
     }
+    // A Service is its pods', and not the average of those that happen to be told apart.
+    for place in ["services/kuard", "deployments.apps/kuard"] {
+        let (code, word, message) = setup.read(&format!("{BASE}/{place}/my_errors")).refusal();
+        assert_eq!((code, word.as_str()), (422, "ambiguous"), "{place}: {message}");
+        let restarted = setup.read(&format!("{BASE}/{place}/my_restarts"));
+        assert_eq!(restarted.value(), "20", "{place}: of before and after a restart");
+    }
     // Of 6 and 1, as the old adapter averages over containers.
     assert_eq!(setup.read(&format!("{BASE}/pods/kuard-1/queue_depth")).value(), "3500m");
+}
+
+#[test]
+fn what_went_silent_within_a_long_window_is_as_old_as_it_is() {
+    if skipped() {
+        return;
+    }
+    let labels = pod("demo", "default", "kuard", "kuard-0");
+    let samples: Vec<_> = [30, 200, 400]
+        .map(|silent| series(&format!("queue_silent_for_{silent}"), &labels, 5.0, 0.0, silent))
+        .into_iter()
+        .chain([series("sysdig_container_up", &labels, 1.0, 0.0, ONGOING)])
+        .collect();
+    let (setup, _prometheus) = start(&samples, &[]);
+    let read = |silent: u64| {
+        let window = "metricLabelSelector=sysdig%2Fwindow%3D10m";
+        setup.read(&format!("{BASE}/pods/kuard-0/queue_silent_for_{silent}?{window}"))
+    };
+    assert_eq!(read(30).value(), "5");
+    for silent in [200, 400] {
+        let (code, word, message) = read(silent).refusal();
+        assert_eq!((code, word.as_str()), (503, "too-old"), "{silent}: {message}");
+    }
 }
 
 #[test]
