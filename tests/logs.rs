@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 use std::{fs, thread};
 
-use support::{Adapter, Client, HPA, HPA_GROUPS, READ, Stage, TOKEN, kubernetes, sysdig};
+use support::{Adapter, Client, HPA, HPA_GROUPS, READ, Stage, TOKEN, kubernetes, poll, sysdig};
 
 const LEVELS: [&str; 4] = ["error", "warn", "info", "debug"];
 
@@ -44,11 +44,20 @@ fn life(level: &str) -> String {
     let client = |port| Client::new(port, Some(&stage.front_proxy()));
     let mut env = stage.env();
     env.extend([("RUST_LOG", level.to_owned()), ("METRICS_ADDR", "127.0.0.1:0".to_owned())]);
-    // Below level info the log does not tell the port.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    env.push(("LISTEN_ADDR", format!("127.0.0.1:{port}")));
-    let (adapter, client) = (Adapter::spawn(binary(), &env), client(port));
-    adapter.wait_ready(&client);
+    // Below level info the log does not tell the port, so one is chosen here, which others may take meanwhile.
+    let start = || {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut env = env.clone();
+        env.push(("LISTEN_ADDR", format!("127.0.0.1:{port}")));
+        let (adapter, client) = (Adapter::spawn(binary(), &env), client(port));
+        let is_ready = || client.try_request("GET", "/readyz", &[]).is_ok_and(|response| response.status == 200);
+        let ready = poll(Duration::from_secs(15), || match adapter.wait_exit(Duration::ZERO) {
+            Some(_) => Some(false),
+            None => is_ready().then_some(true),
+        });
+        ready.expect(level).then_some((adapter, client))
+    };
+    let (adapter, client) = (0..5).find_map(|_| start()).expect("a port of its own");
     let read = || client.get_as(HPA, &HPA_GROUPS, READ).status;
     assert_eq!(read(), 200);
     stage.sysdig.fail(sysdig::Fault::Status(503));
