@@ -59,7 +59,7 @@ mod tests {
 
     /// The answer with two items of the same value.
     fn answer(target: &str) -> Value {
-        let Ok(Route::Read(read)) = route("GET", target, true, &[]) else { panic!("{target}") };
+        let Ok(Route::Read(read)) = route("GET", target, true) else { panic!("{target}") };
         let item = |name: &str| (name.to_owned(), Quantity::parse("6.75").unwrap(), 1_562_514_927);
         serde_json::from_slice(&metric_value_list(&read, &[item("kuard-1"), item("kuard-2")], 60).body).unwrap()
     }

@@ -191,7 +191,7 @@ mod tests {
         ];
         for (rest, (key, expected)) in table {
             let target = format!("{base}{rest}");
-            let spec = spec(&joe(), &route("GET", &target, true, &[]).unwrap(), &target);
+            let spec = spec(&joe(), &route("GET", &target, true).unwrap(), &target);
             assert_eq!(spec[key], expected, "{rest}");
             assert_eq!((&spec["user"], &spec["groups"]), (&json!("joe"), &json!(["a", "system:authenticated"])));
         }
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn a_refusal_reads_as_kubernetes_own() {
         let target = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/services/kuard/METRIC";
-        let read = forbidden("joe", &route("GET", target, true, &[]).unwrap(), target, "");
+        let read = forbidden("joe", &route("GET", target, true).unwrap(), target, "");
         assert_eq!(
             read.message,
             "services.custom.metrics.k8s.io \"kuard\" is forbidden: User \"joe\" cannot get resource \"services/METRIC\" in \

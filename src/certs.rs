@@ -7,7 +7,6 @@ use crate::prelude::*;
 use crate::tls::{anchors, base64, certificates, certified_key, decode_base64, pem};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime, pem::PemObject};
-use std::{fs, slice};
 use webpki::{EndEntityCert, KeyUsage};
 
 const SECRET: &str = "custom-metrics-apiserver-certificate";
@@ -144,7 +143,7 @@ impl Kept {
         let check = || -> Option<bool> {
             let (authorities, chain) = (certificates(&self.authority).ok()?, certificates(&self.chain).ok()?);
             let (authority, leaf) = (authorities.first()?, chain.first()?);
-            verify(&chain, &anchors(&self.authority).ok()?, now).ok()?;
+            verify(leaf, &anchors(&self.authority).ok()?, now).ok()?;
             let named = EndEntityCert::try_from(leaf).ok()?;
             for name in names {
                 named.verify_is_valid_for_subject_name(&ServerName::try_from(name.as_str()).ok()?).ok()?;
@@ -182,34 +181,15 @@ impl Kept {
     }
 }
 
-/// Makes sure that a `caBundle` verifies what is served. Errors: it does not, and why.
-pub(crate) fn trusted(config: &Config, kube: &Kube, bundle: &str, now: u64) -> Result<(), String> {
-    let path = format!("/api/v1/namespaces/{}/secrets/{SECRET}", kube.own_namespace());
-    let kept = || Some(Kept::read(&kube.call(Method::GET, &path, JSON, None, SECRET).ok()?)?.chain.into_bytes());
-    let chain = config.tls_files.as_ref().map_or_else(kept, |(chain, _)| fs::read(chain).ok()).unwrap_or_default();
-    let (chain, bundle) = (certificates(chain)?, decode_base64(bundle).unwrap_or_default());
-    verify(&chain, &anchors(&String::from_utf8_lossy(&bundle))?, now).map_err(|error| error.to_string())
-}
-
-/// Verifies a chain, the server's own certificate first.
-fn verify(chain: &[CertificateDer<'_>], anchors: &[TrustAnchor<'_>], now: u64) -> Result<(), webpki::Error> {
+fn verify(certificate: &CertificateDer<'_>, anchors: &[TrustAnchor<'_>], now: u64) -> Result<(), webpki::Error> {
     let (time, usage) = (UnixTime::since_unix_epoch(Duration::from_secs(now)), KeyUsage::server_auth());
-    let (leaf, rest) = chain.split_first().ok_or(webpki::Error::BadDer)?;
-    let leaf = EndEntityCert::try_from(leaf)?;
-    leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, anchors, rest, time, usage, None, None).map(drop)
+    let certificate = EndEntityCert::try_from(certificate)?;
+    certificate.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, anchors, &[], time, usage, None, None).map(drop)
 }
 
-/// When a certificate ends, in Unix seconds: without any anchor it is refused, but once expired for that.
-pub(crate) fn end(certificate: &CertificateDer<'_>) -> u64 {
-    let Err(webpki::Error::CertExpired { not_after, .. }) = verify(slice::from_ref(certificate), &[], u64::MAX) else {
-        return 0;
-    };
-    not_after.as_secs()
-}
-
-/// Whether a third of so many days is left.
+/// Whether a third of so many days is left: without any anchor a certificate is refused, but an expired one for that.
 fn lasts(certificate: &CertificateDer<'_>, days: u64, now: u64) -> bool {
-    now + days * DAY / 3 <= end(certificate)
+    !matches!(verify(certificate, &[], now + days * DAY / 3), Err(webpki::Error::CertExpired { .. }))
 }
 
 /// Valid from an hour ago, for clocks that are late.
@@ -246,25 +226,6 @@ mod tests {
         let third = AUTHORITY_DAYS * DAY / 3;
         let (lasts, is_due) = (NOW + AUTHORITY_DAYS * DAY - third, NOW + AUTHORITY_DAYS * DAY - third + 1);
         assert!(super::lasts(authority, AUTHORITY_DAYS, lasts) && !super::lasts(authority, AUTHORITY_DAYS, is_due));
-    }
-
-    #[test]
-    fn a_chain_is_verified_through_its_intermediates() {
-        let ca = |name: &str| {
-            let mut params = params(name, &[], NOW, AUTHORITY_DAYS).unwrap();
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params
-        };
-        let [root_key, middle_key, key] = [(); 3].map(|()| KeyPair::generate().unwrap());
-        let root = ca("root").self_signed(&root_key).unwrap();
-        let middle = ca("middle").signed_by(&middle_key, &Issuer::new(ca("root"), root_key)).unwrap();
-        let mut leaf = params("leaf", &names(), NOW, CERTIFICATE_DAYS).unwrap();
-        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let leaf = leaf.signed_by(&key, &Issuer::new(ca("middle"), middle_key)).unwrap();
-        let anchors = anchors(&pem("CERTIFICATE", root.der())).unwrap();
-        let chain = [leaf.der().clone(), middle.der().clone()];
-        assert_eq!(verify(&chain, &anchors, NOW), Ok(()));
-        assert!(verify(&chain[..1], &anchors, NOW).is_err() && verify(&[], &anchors, NOW).is_err());
     }
 
     #[test]

@@ -75,12 +75,9 @@ settings! { env:
     max_age: Duration = env.ranged("MAX_AGE", ["60s", "1h", "120s"], duration);
     /// How often what is asked for is asked anew; zero asks for every read, and remembers nothing.
     refresh_interval: Duration = env.ranged("REFRESH_INTERVAL", ["0s", "1m", "10s"], duration);
-    definitions: Option<PathBuf> = env.path("CONFIG_FILE");
     external: bool = env.one_of("EXTERNAL_METRICS", &["false", "true"]) == "true";
     /// None means `[::]:10250`, or `0.0.0.0:10250` without IPv6.
     listen: Option<SocketAddr> = env.parse("LISTEN_ADDR", ADDRESS, |text| text.parse().ok());
-    /// Where the adapter's own metrics are served to anybody.
-    metrics_addr: Option<SocketAddr> = env.parse("METRICS_ADDR", ADDRESS, |text| text.parse().ok());
     tls_files: Option<(PathBuf, PathBuf)> = env.tls_files();
     tls13_only: bool = env.one_of("TLS_MIN_VERSION", &["1.2", "1.3"]) == "1.3";
     /// Where a fresh private directory for the inner sockets is made.

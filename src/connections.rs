@@ -1,6 +1,6 @@
 //! The live connections: how many there may be, who makes room for whom, and the end of them all.
 
-use crate::{metrics, prelude::*};
+use crate::prelude::*;
 use std::net::{Shutdown, TcpStream};
 
 /// How long a new connection waits for the end of one that was closed for it.
@@ -55,14 +55,6 @@ impl Connections {
     /// Whether places are scarce, such that nobody unknown should hold one for long.
     pub(crate) fn crowded(&self) -> bool {
         lock(&self.live).len() > self.places / 4
-    }
-
-    /// How many there are of each kind, for the metrics.
-    pub(crate) fn measure(&self) {
-        for (verified, busy) in [(false, false), (false, true), (true, false), (true, true)] {
-            let count = lock(&self.live).values().filter(|it| (it.verified, it.busy) == (verified, busy)).count();
-            metrics::set("connections", &format!(r#"verified="{verified}",busy="{busy}""#), count as f64);
-        }
     }
 
     /// Closes what waits for a request, and waits for what is being answered. True if no connection is left.

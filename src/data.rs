@@ -7,7 +7,7 @@ use serde::Deserialize;
 use std::vec;
 
 /// Every container has it: where it has a value, silence of another metric means idleness.
-pub(crate) const COMPANION: &str = "container.count";
+const COMPANION: &str = "container.count";
 const CLUSTER: &str = "kubernetes.cluster.name";
 /// Labels beside those of resources that have another form in PromQL.
 const LABELS: [&str; 5] = [CLUSTER, "container.name", "net.http.method", "net.http.statusCode", "net.http.url"];
@@ -60,9 +60,9 @@ pub(crate) fn pods(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64
     Ok(pods)
 }
 
-pub(crate) fn is_collected(sysdig: &Sysdig, question: &Question, end: u64, span: u64) -> Result<bool> {
-    let (span, metrics) = ([end.saturating_sub(span), end], vec![column(&question.metric, "avg", "avg")]);
-    let mut rows = ask(sysdig, question, [None; 2], span, &[], metrics)?.into_iter();
+pub(crate) fn is_collected(sysdig: &Sysdig, question: &Question, end: u64) -> Result<bool> {
+    let (day, metrics) = ([end.saturating_sub(86_400), end], vec![column(&question.metric, "avg", "avg")]);
+    let mut rows = ask(sysdig, question, [None; 2], day, &[], metrics)?.into_iter();
     Ok(rows.any(|(_, _, mut cells)| cells.any(|cell| !cell.is_null())))
 }
 

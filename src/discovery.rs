@@ -4,7 +4,7 @@
 //! <https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/3352-aggregated-discovery>.
 
 use crate::prelude::*;
-use crate::{definitions::InForce, promql, route::Api, route::is_metric_id};
+use crate::{promql, route::Api, route::is_metric_id};
 use std::{hash::DefaultHasher, hash::Hasher, sync::LazyLock};
 
 /// Largest resource list. The aggregator fetches five copies in parallel every 30 seconds, per version.
@@ -26,22 +26,17 @@ pub(crate) fn document(path: &str, external: bool) -> Option<String> {
 }
 
 /// The APIResourceList of `/apis/GROUP/VERSION`, `services/net.http.request.count` and so on, to be kept. At most
-/// 256 KiB, what is defined, services and well-known metrics first: what is left out can be read all the same.
-pub(crate) fn api_resource_list((group, version): Api, metrics: &[String], (file, custom): &InForce) -> String {
+/// 256 KiB, services and well-known metrics first: what is left out can be read all the same.
+pub(crate) fn api_resource_list((group, version): Api, metrics: &[String]) -> String {
     let well_known: Vec<&str> = promql::OWN.lines().filter_map(|line| line.split(' ').next()).collect();
-    let defined: Vec<&str> = file.metrics.iter().map(|it| it.name.as_str()).collect();
-    let mut names: Vec<&str> =
-        metrics.iter().map(String::as_str).filter(|it| is_metric_id(it) && !defined.contains(it)).collect();
+    let mut names: Vec<&str> = metrics.iter().map(String::as_str).filter(|name| is_metric_id(name)).collect();
     names.sort_unstable_by_key(|name| (!well_known.contains(name), *name));
     names.dedup();
     let names = if names.is_empty() { well_known } else { names };
     let start =
         format!(r#"{{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"{group}/{version}","resources":["#);
-    let most = if group == EXTERNAL { 1 } else { usize::MAX };
-    let resources = || Resource::all().chain(*custom).take(most);
-    let parts = [defined, names];
-    let all = parts.iter().flat_map(|names| resources().map(move |resource| (resource, names)));
-    let all = all.flat_map(|(resource, names)| names.iter().map(move |name| entry(group, resource, name)));
+    let resources = Resource::all().take(if group == EXTERNAL { 1 } else { usize::MAX });
+    let all = resources.flat_map(|resource| names.iter().map(move |name| entry(group, resource, name)));
     let mut length = start.len() + "]}".len();
     let fitting = all.take_while(|entry| {
         length += entry.len() + 1;
@@ -108,7 +103,6 @@ fn entry(group: &str, resource: &Resource, metric: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::definitions::Definitions;
     use crate::route::{APIS, LONGEST_METRIC};
     use serde_json::json;
     use std::collections::BTreeSet;
@@ -126,7 +120,7 @@ mod tests {
     fn the_root_lists_what_is_served() {
         let expected = json!({ "paths": [
             "/apis", "/apis/custom.metrics.k8s.io", "/apis/custom.metrics.k8s.io/v1beta1",
-            "/apis/custom.metrics.k8s.io/v1beta2", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3",
+            "/apis/custom.metrics.k8s.io/v1beta2", "/healthz", "/livez", "/openapi/v2", "/openapi/v3",
             "/readyz", "/version",
         ] });
         assert_eq!(parsed(&document("/", false).unwrap()), expected);
@@ -179,7 +173,7 @@ mod tests {
     #[test]
     fn a_metric_is_listed_once_for_every_resource() {
         let metrics = ["my.metric:a-b_c", "my.metric:a-b_c"].map(str::to_owned);
-        let document = api_resource_list((GROUP, "v1beta1"), &metrics, &InForce::default());
+        let document = api_resource_list((GROUP, "v1beta1"), &metrics);
         assert_eq!(
             names(&document),
             [
@@ -212,38 +206,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_defined_comes_first_and_of_custom_resources_too() {
-        let file = br#"{ "metrics": [{ "name": "waiting", "metric": "a" }], "resources":
-            [{ "kind": "Queue", "plural": "queues", "apiVersion": "rabbitmq.com/v1beta1", "label": "queue" }] }"#;
-        let definitions = Definitions::default();
-        definitions.load(Ok(file.to_vec())).unwrap();
-        let metrics: Vec<String> = (0..20_000).map(|n| format!("a.{n}")).chain(["waiting".to_owned()]).collect();
-        let listed = names(&api_resource_list((GROUP, "v1beta2"), &metrics, &definitions.in_force()));
-        let first = Resource::all().map(|it| format!("{}/waiting", it.qualified()));
-        assert_eq!(listed[..9], first.collect::<Vec<_>>());
-        assert_eq!(listed[9..11], ["queues.rabbitmq.com/waiting", "services/a.0"]);
-        assert_eq!(listed.iter().filter(|name| *name == "services/waiting").count(), 1);
-        let few = names(&api_resource_list((GROUP, "v1beta2"), &metrics[..2], &definitions.in_force()));
-        assert!(few.contains(&"queues.rabbitmq.com/a.1".to_owned()) && few.len() == 10 * 3, "{few:?}");
-        let external = names(&api_resource_list((EXTERNAL, "v1beta1"), &metrics[..1], &definitions.in_force()));
-        assert_eq!(external, ["waiting", "a.0"]);
-    }
-
-    #[test]
     fn without_a_listable_name_the_well_known_ones_are_listed() {
         let bad = ["", "a/b", "a b", "a\"b", "ä", "a\n", "a%2Fb", "..", ".", &"a".repeat(LONGEST_METRIC + 1)]
             .map(str::to_owned);
         for metrics in [&[][..], &bad] {
-            let names = names(&api_resource_list((GROUP, "v1beta2"), metrics, &InForce::default()));
+            let names = names(&api_resource_list((GROUP, "v1beta2"), metrics));
             assert_eq!(names.len(), promql::OWN.lines().count() * Resource::all().count());
             assert!(names.contains(&"services/net.http.request.count".to_owned()), "{names:?}");
         }
         let mixed: Vec<String> = bad.into_iter().chain(["ok".to_owned()]).collect();
-        assert!(
-            names(&api_resource_list((GROUP, "v1beta2"), &mixed, &InForce::default()))
-                .iter()
-                .all(|name| name.ends_with("/ok"))
-        );
+        assert!(names(&api_resource_list((GROUP, "v1beta2"), &mixed)).iter().all(|name| name.ends_with("/ok")));
     }
 
     #[test]
@@ -255,7 +227,7 @@ mod tests {
         let entry_len = entry(GROUP, &Resource::DEPLOYMENTS, "a.custom.metric.00000").len() + 1;
         let mut last = 0;
         for count in (0..400).step_by(31).chain([999, 20_000]) {
-            let body = api_resource_list((GROUP, "v1beta2"), &metrics[20_000 - count..], &InForce::default());
+            let body = api_resource_list((GROUP, "v1beta2"), &metrics[20_000 - count..]);
             let listed = names(&body);
             assert!(body.len() <= MAX_BODY, "{count}: {}", body.len());
             assert!(listed.contains(&"services/net.http.request.count".to_owned()), "{count}");
@@ -265,7 +237,7 @@ mod tests {
         }
         assert!(last > MAX_BODY - entry_len);
         let longest: Vec<String> = (0..800).map(|n| format!("{n:0>LONGEST_METRIC$}")).collect();
-        let body = api_resource_list((GROUP, "v1beta2"), &longest, &InForce::default());
+        let body = api_resource_list((GROUP, "v1beta2"), &longest);
         assert!(body.len() <= MAX_BODY && body.len() > MAX_BODY - 1000);
     }
 

@@ -3,12 +3,12 @@
 //! of that moment, opens a Unix socket to the inner server of the request's class, sends the head anew, relays the
 //! answer and goes on: the inner server's pool cannot starve, and nothing can be smuggled behind a request.
 
+use crate::prelude::*;
 use crate::{connections::Connections, connections::Ticket, head, head::Head, requestheader::RequestHeader, server};
-use crate::{metrics, prelude::*};
 use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::UnixTime};
 use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::{mem, os::unix::net::UnixStream, path::Path, path::PathBuf};
 
 /// For a handshake, for a head, and for an answer to be taken.
@@ -20,8 +20,6 @@ const INNER: Duration = Duration::from_secs(60);
 const VERDICT: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: u64 = 256 * 1024;
-/// Of metrics in the clear, at the same time.
-const SCRAPES: usize = 8;
 const HEAD_UNVERIFIED: usize = 32 * 1024;
 const HEAD_FRONT_PROXY: usize = 1024 * 1024;
 
@@ -38,7 +36,13 @@ pub(crate) struct Door {
 
 impl Door {
     pub(crate) fn serve(self: &Arc<Self>, listener: &TcpListener) {
-        accept(listener, |stream| self.open(stream));
+        for stream in listener.incoming() {
+            if let Err(error) = stream.and_then(|stream| self.open(stream)) {
+                // Out of file descriptors or threads, most likely: connections end all the time.
+                log::debug!("accept: {error}");
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
     }
 
     fn open(self: &Arc<Self>, stream: TcpStream) -> io::Result<()> {
@@ -65,11 +69,7 @@ impl Door {
             let verified = peer.judge(&self.trust, None).is_some();
             let Some(head) = peer.read_head(verified)? else { return peer.close() };
             let answered = head.and_then(|head| self.answer(&mut peer, &head));
-            let (answer, keep) = answered.unwrap_or_else(|error| {
-                let response = error.response();
-                metrics::request("none", response.status, error.reason.word(), "nothing", Instant::now());
-                (encode(&response), false)
-            });
+            let (answer, keep) = answered.unwrap_or_else(|error| (encode(&error.response()), false));
             let last = !keep || self.connections.draining.load(Relaxed) || Instant::now() >= retire;
             peer.send(answer, last)?;
             if last {
@@ -90,49 +90,6 @@ impl Door {
         };
         Ok((answer.map_err(failed)?, head.keep_alive))
     }
-}
-
-fn accept(listener: &TcpListener, open: impl Fn(TcpStream) -> io::Result<()>) {
-    for stream in listener.incoming() {
-        if let Err(error) = stream.and_then(&open) {
-            // Out of file descriptors or threads, most likely: connections end all the time.
-            log::debug!("accept: {error}");
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-/// Serves the adapter's own metrics at `METRICS_ADDR`, in the clear and to anybody: to few at a time, each for a short
-/// time, and with all places taken to the newest. Errors: the address is not to be had.
-pub(crate) fn serve_metrics(address: SocketAddr, connections: Arc<Connections>) -> Result<(), String> {
-    let failed = |error| format!("METRICS_ADDR: {address}: {error}");
-    let listener = TcpListener::bind(address).map_err(failed)?;
-    log::info!("metrics on {}", listener.local_addr().map_err(failed)?);
-    let places = Arc::new(Connections::new(SCRAPES));
-    let open = move |stream| {
-        let (stream, connections) = (Arc::new(stream), connections.clone());
-        let Some(ticket) = places.admit(&stream) else { return Ok(()) };
-        let work = move || {
-            let _place = ticket;
-            scrape(&stream, &connections).unwrap_or_else(|error| log::debug!("METRICS_ADDR: {error}"));
-        };
-        server::spawn("metrics", work).map_err(io::Error::other)
-    };
-    server::spawn("metrics", move || accept(&listener, open))
-}
-
-/// Answers whatever is asked for: there is one thing here.
-fn scrape(stream: &TcpStream, connections: &Connections) -> io::Result<()> {
-    let since = Instant::now();
-    let mut plain = Timed { stream, deadline: since + STEP };
-    let lines = BufReader::new(Read::take(&mut plain, HEAD_UNVERIFIED as u64)).lines();
-    if lines.map_while(Result::ok).any(|line| line.is_empty()) {
-        let mut response = metrics::response(connections);
-        response.headers.push(("Connection", "close".to_owned()));
-        metrics::request("open", response.status, "ok", "nothing", since);
-        plain.write_all(&encode(&response))?;
-    }
-    Ok(())
 }
 
 fn exchange(socket: &Path, request: &[u8]) -> io::Result<Vec<u8>> {

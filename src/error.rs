@@ -107,10 +107,6 @@ impl Error {
         Self { reason, message: message.into(), retry_after: None }
     }
 
-    pub(crate) fn line(&self) -> String {
-        format!("{}: {}", self.reason.word(), self.message)
-    }
-
     /// The refusal as a Kubernetes Status; the reason word stands in `details.causes`. Only 429 carries `Retry-After`:
     /// Kubernetes' client sleeps and retries up to ten times on any 5xx that has one, which would hold one of the few
     /// HPA workers for all that time.

@@ -3,9 +3,9 @@
 use crate::auth::{Auth, User, unauthenticated};
 use crate::discovery::{self, etag, negotiate, not_modified};
 use crate::prelude::*;
-use crate::{api::metric_value_list, connections::Connections, metrics};
+use crate::{api::metric_value_list, connections::Connections};
 use crate::{readings::Readings, route::percent_decode, route::route};
-use std::{env::consts, mem};
+use std::env::consts;
 use tiny_http::Request;
 
 /// A request; whether a front proxy brought it is a fact of the inner server it came over, never of a header.
@@ -13,9 +13,8 @@ pub(crate) struct Asked {
     pub(crate) request: Request,
     pub(crate) front_proxy: bool,
     pub(crate) since: Instant,
-    /// For the log and the metrics: who asks, once that is known, and for what kind of thing.
+    /// For the log: who asks, once that is known.
     pub(crate) user: String,
-    pub(crate) kind: &'static str,
 }
 
 /// Why there is no answer: a refusal, or [`WAIT`].
@@ -31,17 +30,6 @@ pub(crate) enum Wait {
     Sysdig,
 }
 
-impl Wait {
-    /// For the metrics.
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Nothing => "nothing",
-            Self::Reviews => "reviews",
-            Self::Sysdig => "sysdig",
-        }
-    }
-}
-
 pub(crate) struct Handler {
     pub(crate) auth: Arc<Auth>,
     pub(crate) readings: Readings,
@@ -49,13 +37,13 @@ pub(crate) struct Handler {
     pub(crate) serving: Arc<Serving>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) external: bool,
-    /// The names of Sysdig's metrics, and the lists of [`APIS`].
-    pub(crate) resources: Mutex<(Vec<String>, Vec<String>)>,
+    /// The lists of [`APIS`].
+    pub(crate) resources: Mutex<Vec<String>>,
 }
 
 impl Asked {
     pub(crate) fn new(request: Request, front_proxy: bool) -> Self {
-        Self { request, front_proxy, since: Instant::now(), user: String::new(), kind: "open" }
+        Self { request, front_proxy, since: Instant::now(), user: String::new() }
     }
 
     fn values(&self, name: &'static str) -> impl Iterator<Item = &str> {
@@ -80,24 +68,19 @@ impl Asked {
 }
 
 impl Handler {
-    /// Takes over the names of Sysdig's metrics, if there are new ones, and what is defined.
-    pub(crate) fn list(&self, metrics: Option<Vec<String>>) {
-        let (mut known, defined) = (lock(&self.resources), self.readings.definitions.in_force());
-        known.0 = metrics.unwrap_or_else(|| mem::take(&mut known.0));
-        known.1 = APIS.map(|api| discovery::api_resource_list(api, &known.0, &defined)).to_vec();
+    /// Takes over the names of Sysdig's metrics.
+    pub(crate) fn list(&self, metrics: &[String]) {
+        *lock(&self.resources) = APIS.map(|api| discovery::api_resource_list(api, metrics)).to_vec();
     }
 
     /// Errors: a refusal, or that the answer cannot be had without waiting for more than `wait`.
     pub(crate) fn answer(&self, asked: &mut Asked, wait: Wait) -> Result<Response, Stop> {
-        let custom = self.readings.definitions.in_force().1;
-        let routed = route(asked.request.method().as_str(), asked.request.url(), self.external, custom);
-        asked.kind = match &routed {
+        let routed = route(asked.request.method().as_str(), asked.request.url(), self.external);
+        match &routed {
             Ok(Route::Health(name, verbose)) => return Ok(self.health(name, *verbose)),
             Ok(Route::Version) => return Ok(version()),
-            Ok(Route::Read(_)) => "read",
-            Ok(_) => "document",
-            Err(_) => "none",
-        };
+            _ => {}
+        }
         let (now, review) = (Instant::now(), wait >= Wait::Reviews);
         let user = self.user(asked, review, now)?;
         asked.user.clone_from(&user.name);
@@ -105,7 +88,7 @@ impl Handler {
         let path = asked.request.url().split('?').next().unwrap_or_default();
         self.auth.check(&user, &route, path, review, now)?;
         let (accept, known) = (asked.values("Accept").next(), asked.values("If-None-Match").next());
-        let form = negotiate(accept.filter(|_| route != Route::Metrics), path.trim_end_matches('/') == "/apis")?;
+        let form = negotiate(accept, path.trim_end_matches('/') == "/apis")?;
         let json = |text: &str| Ok(document("application/json", text, known));
         match (route, form) {
             (_, Some(version)) => {
@@ -114,16 +97,14 @@ impl Handler {
             }
             (Route::Read(read), _) => {
                 let (items, window) = self.readings.read(&read, wait == Wait::Sysdig, unix_now())?;
-                let oldest = items.iter().map(|it| unix_now().saturating_sub(it.2)).max().unwrap_or_default();
-                metrics::observe("served_age_seconds", &format!(r#"group="{}""#, read.api.0), oldest as f64);
                 Ok(metric_value_list(&read, &items, window))
             }
             (Route::Document(document), _) => json(&document),
             (Route::Resources(api), _) => {
-                let lists = &lock(&self.resources).1;
-                json(APIS.iter().zip(lists).find(|(it, _)| **it == api).map_or("{}", |(_, list)| list))
+                let lists = lock(&self.resources);
+                json(APIS.iter().zip(&*lists).find(|(it, _)| **it == api).map_or("{}", |(_, list)| list))
             }
-            (Route::Metrics | Route::Health(..) | Route::Version, _) => Ok(metrics::response(&self.connections)),
+            (Route::Health(..) | Route::Version, _) => Ok(version()),
         }
     }
 

@@ -2,8 +2,8 @@
 //! Token and CA are read from their files for every call, since both rotate. No proxy is used.
 //! Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/>.
 
-use crate::tls::{agent, certificates, decode_base64, exchange, explain};
-use crate::{metrics, prelude::*};
+use crate::prelude::*;
+use crate::tls::{agent, certificates, exchange, explain};
 use crate::{requestheader::RequestHeader, sysdig::remark};
 use ureq::Agent;
 
@@ -119,24 +119,9 @@ impl Kube {
     /// One call whose answer is an object. `what` names its subject for the reader of an error.
     /// Errors: [`Reason::ObjectNotFound`], [`Reason::KubernetesForbidden`] or [`Reason::KubernetesUnavailable`].
     pub fn call(&self, method: Method, path: &str, accept: &str, body: Option<&Value>, what: &str) -> Result<Value> {
-        let started = Instant::now();
-        let answer = self.object(method, path, accept, body, what);
-        let outcome = answer.as_ref().err().map_or("ok", |error| error.reason.word());
-        let labels = format!(r#"outcome="{outcome}""#);
-        metrics::observe("kubernetes_call_duration_seconds", &labels, started.elapsed().as_secs_f64());
-        answer
-    }
-
-    fn object(&self, method: Method, path: &str, accept: &str, body: Option<&Value>, what: &str) -> Result<Value> {
         let (status, answer, token) = self.send(method, path, accept, body)?;
         let says = || quoted(&remark(&answer).replace(token.expose(), "(hidden)"));
-        let foreign = path.ends_with(".external.metrics.k8s.io") && !self.config.external;
-        let mend = match foreign || path.contains("/horizontalpodautoscalers/") {
-            true => "add components: [manifests/components/doctor-rbac] to kustomization.yaml, then kubectl apply -k .",
-            false => {
-                "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles (of custom resources: docs/definitions.md)"
-            }
-        };
+        let mend = "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles";
         Err(match status {
             200 | 201 => {
                 return serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON"));
@@ -157,8 +142,6 @@ impl Kube {
         let base = self.config.kubernetes.as_ref().ok_or_else(|| unavailable(missing))?;
         let token = String::from_utf8(self.file("token")?).ok().and_then(|text| Secret::new(text.trim()));
         let token = token.ok_or_else(|| unavailable("the service account directory holds no usable token"))?;
-        let end = expiry(token.expose()).unwrap_or_default();
-        metrics::set("kubernetes_token_expiry_timestamp_seconds", "", end as f64);
         let kind = if method == Method::PATCH { "application/merge-patch+json" } else { JSON };
         let (url, body) = (format!("{base}{path}"), body.map(Value::to_string).unwrap_or_default());
         let answer = exchange(&self.agent()?, method, &url, &token, [accept, kind], body);
@@ -183,13 +166,6 @@ impl Kube {
     }
 }
 
-/// When a service account token ends, in Unix seconds. Source: <https://www.rfc-editor.org/rfc/rfc7519#section-4.1.4>.
-fn expiry(token: &str) -> Option<u64> {
-    let claims = token.split('.').nth(1)?.replace('-', "+").replace('_', "/");
-    let padding = "=".repeat((4 - claims.len() % 4) % 4);
-    serde_json::from_slice::<Value>(&decode_base64(&(claims + &padding))?).ok()?["exp"].as_u64()
-}
-
 pub(crate) fn unavailable(why: &str) -> Error {
     refusal!(KubernetesUnavailable, "the Kubernetes API cannot be asked: {why}")
 }
@@ -199,8 +175,8 @@ pub(crate) fn named(resource: &Resource, namespace: &str, name: &str) -> String 
     format!("{} {name}{place}", resource.kind)
 }
 
-pub(crate) fn path(Resource { plural, api_version, .. }: &Resource, namespace: &str, rest: &str) -> String {
-    let base = if api_version.contains('/') { "/apis" } else { "/api" };
+fn path(Resource { plural, group, api_version, .. }: &Resource, namespace: &str, rest: &str) -> String {
+    let base = if group.is_empty() { "/api" } else { "/apis" };
     let place = if namespace.is_empty() { String::new() } else { format!("/namespaces/{namespace}") };
     format!("{base}/{api_version}{place}/{plural}{rest}")
 }
@@ -228,23 +204,6 @@ mod tests {
         ];
         for (resource, namespace, expected) in table {
             assert_eq!(path(&resource, namespace, "?x"), expected);
-        }
-    }
-
-    #[test]
-    fn a_token_says_itself_when_it_ends_if_it_does() {
-        // {"alg":"none"} and {"exp":1800000000,"x":"~~~???"}
-        let claims = "eyJleHAiOjE4MDAwMDAwMDAsIngiOiJ-fn4_Pz8ifQ";
-        let table = [
-            (format!("eyJhbGciOiJub25lIn0.{claims}.signature"), Some(1_800_000_000)),
-            (format!("a.{claims}"), Some(1_800_000_000)),
-            ("eyJhbGciOiJub25lIn0.e30.signature".to_owned(), None),
-            ("opaque".to_owned(), None),
-            ("a.!.b".to_owned(), None),
-            ("..".to_owned(), None),
-        ];
-        for (token, end) in table {
-            assert_eq!(expiry(&token), end, "{token}");
         }
     }
 

@@ -10,7 +10,7 @@ use crate::sysdig::{STEP, invalid_answer};
 /// Source: <https://docs.sysdig.com/en/docs/sysdig-monitor/using-monitor/metrics/metrics-library/>.
 pub(crate) const OWN: &str = include_str!("legacy-metrics.txt");
 /// Every container has it, whatever its traffic.
-pub(crate) const COMPANION: &str = "sysdig_container_up";
+const COMPANION: &str = "sysdig_container_up";
 const CLUSTER: &str = "kube_cluster_name";
 /// No group aggregation of Sysdig's: the average over containers, of which each must have one series.
 pub(crate) const EACH: &str = "each";
@@ -98,9 +98,9 @@ fn differing(one: &Value, other: &Value) -> String {
     keys.into_iter().map(|key| format!("{key} ({}, {})", one[key], other[key])).collect::<Vec<_>>().join(", ")
 }
 
-pub(crate) fn is_collected(sysdig: &Sysdig, question: &Question, end: u64, span: u64) -> Result<bool> {
+pub(crate) fn is_collected(sysdig: &Sysdig, question: &Question, end: u64) -> Result<bool> {
     let ((name, _), cluster) = (series(question)?, matchers(sysdig.cluster()?, &[]));
-    let answer = ask(sysdig, &format!("count(last_over_time({name}{{{cluster}}}[{span}s]))"), end)?;
+    let answer = ask(sysdig, &format!("count(last_over_time({name}{{{cluster}}}[1d]))"), end)?;
     Ok(items(&answer, "/data/result").next().is_some())
 }
 
@@ -127,10 +127,6 @@ fn ask(sysdig: &Sysdig, query: &str, time: u64) -> Result<Value> {
 /// Name of the series of a metric, and what a sample of it is.
 pub(crate) fn series(question: &Question) -> Result<(String, &'static str)> {
     let metric = question.metric.as_str();
-    if let Some((before, _)) = metric.split_once('{') {
-        let name = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':').next();
-        return Ok((name.unwrap_or_default().to_owned(), "template"));
-    }
     let own = OWN.lines().filter_map(|line| line.split_once(' ').and_then(|(id, it)| Some((id, it.split_once(' ')?))));
     let container = ["sysdig_host_", "sysdig_program_"].iter().find_map(|flavour| metric.strip_prefix(flavour));
     let container = container.map_or_else(|| metric.to_owned(), |rest| format!("sysdig_container_{rest}"));
@@ -152,7 +148,7 @@ pub(crate) fn series(question: &Question) -> Result<(String, &'static str)> {
     Ok((metric.to_owned(), if total && !metric.starts_with("sysdig_") { "counter" } else { "gauge" }))
 }
 
-pub(crate) fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64) -> Result<String> {
+fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64) -> Result<String> {
     let Tuning { time, group, window } = question.tuning;
     let (name, kind) = series(question)?;
     let within = scope.requirements(question);
@@ -162,10 +158,6 @@ pub(crate) fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64)
     let samples = format!("{name}{{{matching}}}{range}");
     let by = question.object_labels().into_iter().flatten().map(label_name).collect::<Vec<_>>().join(", ");
     let value = match (kind, time) {
-        // What is put in last is not looked at again.
-        ("template", _) => {
-            question.metric.replace("$by", &by).replace("[$window]", &range).replace("$matchers", &matching)
-        }
         ("counter", "avg" | "timeAvg") => format!("rate({samples})"),
         ("counter", "sum") => format!("increase({samples})"),
         ("counter", _) => return Err(refusal!(InvalidRequest, "{name} counts up: its {time} over time means nothing")),
@@ -186,7 +178,7 @@ pub(crate) fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64)
         return Ok(format!("{value} or {time}"));
     }
     let (pod, seen) = (label_name(Resource::PODS.label), format!("{COMPANION}{{{}}}", matchers(cluster, &within)));
-    let each = format!("count by ({pod}, {by}) (last_over_time({seen}{range}))");
+    let each = format!("count by ({by}, {pod}) (last_over_time({seen}{range}))");
     let pods = part("pods", format!("count by ({by}) ({each})"));
     let lag = part("lag", format!("max(timestamp({seen}))"));
     Ok(format!("{value} or {time} or {pods} or {lag}"))

@@ -3,7 +3,7 @@
 
 use crate::prelude::*;
 use crate::store::{Job, Outcome, Plan, Store};
-use crate::{definitions::Definitions, handler::Stop, handler::WAIT, promql, server::guarded, sysdig::QUERIES};
+use crate::{handler::Stop, handler::WAIT, promql, server::guarded, sysdig::QUERIES};
 
 const KUBERNETES: &str = "Kubernetes API";
 const SYSDIG: &str = "Sysdig";
@@ -11,15 +11,16 @@ const SYSDIG: &str = "Sysdig";
 const DEADLINE: Duration = Duration::from_secs(5);
 /// With objects in more namespaces than this, one list of the whole cluster takes the place of one for each.
 const MOST_LISTS: usize = 3;
+/// Seconds that the clocks may differ before it is worth a line in the log.
+const MOST_SKEW: u64 = 30;
 
 /// An object's name and value, and the end of the window it sums up in Unix seconds.
 pub(crate) type Item = (String, Quantity, u64);
 
 pub(crate) struct Readings {
-    pub(crate) kube: Arc<Kube>,
-    pub(crate) sysdig: Arc<Sysdig>,
+    kube: Arc<Kube>,
+    sysdig: Arc<Sysdig>,
     changes: Arc<Changes>,
-    pub(crate) definitions: Definitions,
     store: Mutex<Store>,
     /// There is something to ask Sysdig for; something was answered.
     work: Condvar,
@@ -28,9 +29,9 @@ pub(crate) struct Readings {
 
 impl Readings {
     pub(crate) fn new(config: &Config, kube: Arc<Kube>, sysdig: Arc<Sysdig>, changes: Arc<Changes>) -> Self {
-        let (store, definitions) = (Mutex::new(Store::new(config)), Definitions::default());
+        let store = Mutex::new(Store::new(config));
         let (work, answered) = (Condvar::new(), Condvar::new());
-        Self { kube, sysdig, changes, definitions, store, work, answered }
+        Self { kube, sysdig, changes, store, work, answered }
     }
 
     /// The values at `now` (Unix seconds), and the seconds of samples that each sums up; for `*` one for each object that
@@ -57,34 +58,24 @@ impl Readings {
         Ok((answer.unwrap_or_else(|| Err(closed(&store).unwrap_or_else(slow)))?, window))
     }
 
-    pub(crate) fn plan(&self, read: &Read) -> Result<Plan> {
-        let defined = self.definitions.find(&read.metric)?;
-        // The autoscaler's settings win; the labels of both must hold.
-        let (labels, tuning) = settle(&[&*defined.selector, &*read.selector].concat(), Tuning::default());
-        let (mut select, metric) = (read.select.clone(), defined.metric.clone());
+    fn plan(&self, read: &Read) -> Result<Plan> {
+        let (labels, tuning) = settle(&read.selector, Tuning::default());
+        let (select, metric) = (read.select.clone(), read.metric.clone());
         let (resource, promql) = (select.resource, self.sysdig.speaks_promql(&metric));
         let mut question = Question { metric, tuning, resource, legacy: read.described != resource, labels };
-        if let Some(scope) = defined.scope {
-            let (one, what) = (!read.namespace.is_empty() && read.name != "*", scope.kind);
-            ensure!(one, InvalidRequest, "{} measures a {what}: ask for one object by its name", read.metric);
-            let name = if *scope == Resource::CLUSTER { "" } else { &read.namespace }.to_owned();
-            (question.resource, question.legacy) = (scope, false);
-            select = Select { resource: scope, namespace: String::new(), name, labels: String::new() };
-        } else if promql && *resource == Resource::SERVICES {
+        if promql && *resource == Resource::SERVICES {
             // No label tells a Service there, and a pod can be behind several: a Service is what it selects.
             let one = select.name != "*";
             ensure!(one, InvalidRequest, "in PromQL services are read by name only: read pods instead");
             question.resource = &Resource::PODS;
         }
         // Nobody having declared an aggregation, an external metric must be one series, where that can be told.
-        // So must a template's be, of each object.
-        let single = promql && (read.is_external() || question.metric.contains('{'));
-        if question.tuning.group.is_empty() && !single {
+        if question.tuning.group.is_empty() && !(promql && read.is_external()) {
             // What the agent itself tells has one series for each container.
             let own = question.metric.contains('.') || question.metric.starts_with("sysdig_");
             question.tuning.group = if promql && !own { promql::EACH } else { "avg" };
         }
-        Ok(Plan { question, select, defined })
+        Ok(Plan { question, select })
     }
 
     /// Asks Sysdig for what is wanted or due, for ever.
@@ -93,7 +84,9 @@ impl Readings {
             let job = self.next();
             let (now, before) = (unix_now(), QUERIES.get());
             let outcome = guarded(|| self.fetch(&job.0, &job.1, now));
-            self.changes.note("clock", &self.sysdig.check_clock());
+            let skew = self.sysdig.skew.load(Relaxed);
+            let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
+            self.changes.note("clock", &if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) });
             let cost = QUERIES.get() - before;
             lock(&self.store).done(&job, outcome, cost, Instant::now(), now);
             self.answered.notify_all();
@@ -112,7 +105,7 @@ impl Readings {
         }
     }
 
-    pub(crate) fn fetch(&self, question: &Question, selects: &[Select], now: u64) -> Outcome {
+    fn fetch(&self, question: &Question, selects: &[Select], now: u64) -> Outcome {
         let places: BTreeSet<_> = selects.iter().map(|select| &select.namespace).collect();
         let wide = places.len() > MOST_LISTS;
         let objects = selects.iter().map(|it| self.noted(KUBERNETES, self.objects(it, question.resource, wide)));
@@ -125,7 +118,7 @@ impl Readings {
     }
 
     /// The objects, which exist, whose rows a reading is made of. Looked up in one list of the whole cluster if `wide`.
-    pub(crate) fn objects(&self, select: &Select, rows: &Resource, wide: bool) -> Result<Vec<Object>> {
+    fn objects(&self, select: &Select, rows: &Resource, wide: bool) -> Result<Vec<Object>> {
         let Select { resource, namespace, name, labels } = select;
         let (place, object) = (if wide { "" } else { namespace }, (namespace.clone(), name.clone()));
         if name == "*" {
@@ -134,7 +127,7 @@ impl Readings {
             return if found.is_empty() { Err(none()) } else { Ok(found.keys().cloned().collect()) };
         }
         let what = || named(resource, namespace, name);
-        let exists = name.is_empty() || self.kube.objects(resource, place, "", Some(&object))?.contains_key(&object);
+        let exists = self.kube.objects(resource, place, "", Some(&object))?.contains_key(&object);
         ensure!(exists, ObjectNotFound, "{} does not exist", what());
         if resource == &rows {
             return Ok(vec![object]);
@@ -171,13 +164,12 @@ impl Fetch<'_> {
     /// The values of a reading: those of its objects that have one, or that of a Service out of its pods'.
     fn items(&mut self, select: &Select, objects: &[Object]) -> Result<Vec<Item>> {
         let (mut items, mut refusal) = (Vec::<Item>::new(), Ok(()));
-        // What does not pass by itself is told first, and that there is just nothing last.
-        let rank = |error: &Error| (!error.reason.is_passing(), error.reason != Reason::NoData);
         for object in objects {
             match self.item(object) {
                 Ok(item) => items.push(item),
-                Err(error) if refusal.as_ref().err().is_some_and(|known| rank(known) >= rank(&error)) => {}
-                Err(error) => refusal = Err(error),
+                // What does not pass by itself is told before what does.
+                Err(error) if refusal.is_ok() || !error.reason.is_passing() => refusal = Err(error),
+                Err(_) => {}
             }
         }
         let Some(end) = items.iter().map(|(_, _, end)| *end).min() else { return refusal.map(|()| items) };

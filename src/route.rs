@@ -2,8 +2,7 @@
 //! Source: <https://github.com/kubernetes/metrics/tree/master/pkg/apis>.
 
 use crate::prelude::*;
-use crate::{definitions, discovery, selector};
-use serde::Deserialize;
+use crate::{discovery, selector};
 
 const PLACES: &str = "namespaces/NAMESPACE/RESOURCE/NAME/METRIC, namespaces/NAME/metrics/METRIC or nodes/NAME/METRIC";
 const LONGEST_TARGET: usize = 8 * 1024;
@@ -18,51 +17,42 @@ pub const EXTERNAL: &str = "external.metrics.k8s.io";
 /// What is served, what current autoscalers prefer first. The last is off unless it is asked for.
 pub const APIS: [Api; 3] = [(GROUP, "v1beta2"), (GROUP, "v1beta1"), (EXTERNAL, "v1beta1")];
 
-/// Not spelt out in what serde reads, which would borrow it.
-type Word = &'static str;
-
 /// A Kubernetes resource: what Kubernetes and Sysdig call it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Resource {
-    #[serde(deserialize_with = "definitions::word")]
-    pub kind: Word,
-    #[serde(deserialize_with = "definitions::plural")]
-    pub plural: Word,
-    /// `v1`, or with a group `apps/v1`
-    #[serde(deserialize_with = "definitions::word")]
-    pub api_version: Word,
+    pub kind: &'static str,
+    pub plural: &'static str,
+    /// `apps`; empty for the core group.
+    pub group: &'static str,
+    pub api_version: &'static str,
     /// Sysdig's label with an object's name; empty where there are no metrics.
-    #[serde(deserialize_with = "definitions::word")]
-    pub label: Word,
+    pub label: &'static str,
     /// Sysdig's workload type; empty for what is no workload.
-    #[serde(skip)]
-    pub workload_type: Word,
+    pub workload_type: &'static str,
 }
 
 macro_rules! resources {
-    ($($name:ident: $kind:literal $plural:literal $version:literal $label:literal $type:literal;)+) => {
+    ($($name:ident: $kind:literal $plural:literal $group:literal $version:literal $label:literal $type:literal;)+) => {
         impl Resource {
             $(pub const $name: Self =
-                Self { kind: $kind, plural: $plural, api_version: $version, label: $label, workload_type: $type };)+
-            const KNOWN: [&'static Self; 11] = [$(&Self::$name),+];
+                Self { kind: $kind, plural: $plural, group: $group, api_version: $version, label: $label, workload_type: $type };)+
+            const KNOWN: [&'static Self; 10] = [$(&Self::$name),+];
         }
     };
 }
 
 // What autoscalers are pointed at most first.
 resources! {
-    SERVICES: "Service" "services" "v1" "kubernetes.service.name" "";
-    PODS: "Pod" "pods" "v1" "kubernetes.pod.name" "";
-    DEPLOYMENTS: "Deployment" "deployments" "apps/v1" "kubernetes.deployment.name" "deployment";
-    STATEFUL_SETS: "StatefulSet" "statefulsets" "apps/v1" "kubernetes.statefulSet.name" "statefulset";
-    DAEMON_SETS: "DaemonSet" "daemonsets" "apps/v1" "kubernetes.daemonSet.name" "daemonset";
-    REPLICA_SETS: "ReplicaSet" "replicasets" "apps/v1" "kubernetes.replicaSet.name" "replicaset";
-    JOBS: "Job" "jobs" "batch/v1" "kubernetes.job.name" "job";
-    NODES: "Node" "nodes" "v1" "kubernetes.node.name" "";
-    NAMESPACES: "Namespace" "namespaces" "v1" "kubernetes.namespace.name" "";
-    CLUSTER: "Cluster" "clusters" "v1" "" "";
-    ENDPOINT_SLICES: "EndpointSlice" "endpointslices" "discovery.k8s.io/v1" "" "";
+    SERVICES: "Service" "services" "" "v1" "kubernetes.service.name" "";
+    PODS: "Pod" "pods" "" "v1" "kubernetes.pod.name" "";
+    DEPLOYMENTS: "Deployment" "deployments" "apps" "apps/v1" "kubernetes.deployment.name" "deployment";
+    STATEFUL_SETS: "StatefulSet" "statefulsets" "apps" "apps/v1" "kubernetes.statefulSet.name" "statefulset";
+    DAEMON_SETS: "DaemonSet" "daemonsets" "apps" "apps/v1" "kubernetes.daemonSet.name" "daemonset";
+    REPLICA_SETS: "ReplicaSet" "replicasets" "apps" "apps/v1" "kubernetes.replicaSet.name" "replicaset";
+    JOBS: "Job" "jobs" "batch" "batch/v1" "kubernetes.job.name" "job";
+    NODES: "Node" "nodes" "" "v1" "kubernetes.node.name" "";
+    NAMESPACES: "Namespace" "namespaces" "" "v1" "kubernetes.namespace.name" "";
+    ENDPOINT_SLICES: "EndpointSlice" "endpointslices" "discovery.k8s.io" "discovery.k8s.io/v1" "" "";
 }
 
 /// Objects of the cluster.
@@ -102,7 +92,6 @@ pub enum Route {
     Document(String),
     /// `healthz` and `livez`: the process works; `readyz`: it can be sent requests. True with `?verbose`.
     Health(&'static str, bool),
-    Metrics,
     Read(Box<Read>),
     /// `/apis/GROUP/VERSION`
     Resources(Api),
@@ -131,25 +120,17 @@ impl Resource {
         *self == Self::SERVICES || !self.workload_type.is_empty()
     }
 
-    /// `apps`; empty for the core group.
-    pub fn group(&self) -> &'static str {
-        self.api_version.split_once('/').map_or("", |(group, _)| group)
-    }
-
     /// `pods`, `deployments.apps`
     pub fn qualified(&self) -> String {
-        if self.group().is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group()) }
+        if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
     }
 
     pub fn is_namespaced(&self) -> bool {
-        ![Self::NODES, Self::NAMESPACES, Self::CLUSTER].contains(self)
+        ![Self::NODES, Self::NAMESPACES].contains(self)
     }
 
     /// `pods`, `deployments` or `deployments.apps`; old groups of the same objects count as the same.
-    fn namespaced(text: &str, custom: &'static [Self]) -> Result<&'static Self, Error> {
-        if let Some(found) = custom.iter().find(|it| it.qualified() == text) {
-            return Ok(found);
-        }
+    fn namespaced(text: &str) -> Result<&'static Self, Error> {
         let name = text.replace(".extensions", ".apps");
         let known = || Self::all().map(Self::qualified).collect::<Vec<_>>().join(", ");
         match Self::all().find(|it| it.plural == name || it.qualified() == name) {
@@ -169,8 +150,8 @@ impl Resource {
     }
 }
 
-/// Understands a request line, where these resources are defined besides. Errors name what is wrong and what is served.
-pub fn route(method: &str, target: &str, external: bool, custom: &'static [Resource]) -> Result<Route, Error> {
+/// Understands a request line. Errors name what is wrong and what is served.
+pub fn route(method: &str, target: &str, external: bool) -> Result<Route, Error> {
     ensure!(target.len() <= LONGEST_TARGET, InvalidRequest, "path and query are longer than {LONGEST_TARGET} bytes");
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let (segments, query) = (segments(path)?, pairs(query)?);
@@ -185,10 +166,9 @@ pub fn route(method: &str, target: &str, external: bool, custom: &'static [Resou
         ["healthz"] => Route::Health("healthz", verbose),
         ["livez"] => Route::Health("livez", verbose),
         ["readyz"] => Route::Health("readyz", verbose),
-        ["metrics"] => Route::Metrics,
         ["version"] => Route::Version,
         ["apis", group, version] => Route::Resources(api(group, version)?),
-        ["apis", group, version, ref rest @ ..] => read(api(group, version)?, rest, custom, &query, path)?,
+        ["apis", group, version, ref rest @ ..] => read(api(group, version)?, rest, &query, path)?,
         _ => Route::Document(document()?),
     };
     ensure!(method == "GET", MethodNotAllowed, "{} is not allowed: metrics are read-only, use GET", quoted(method));
@@ -199,13 +179,13 @@ fn not_found(path: &str) -> Error {
     refusal!(NotFound, "nothing is served at {}; / lists what is", quoted(path))
 }
 
-fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, String)], path: &str) -> Result<Route> {
+fn read(api: Api, rest: &[&str], query: &[(String, String)], path: &str) -> Result<Route, Error> {
     let external = api.0 == EXTERNAL;
     let (namespace, described, name, metric) = match *rest {
         ["namespaces", name, metric] => (name, &Resource::NAMESPACES, name, metric),
         _ if external => return Err(not_found(path)),
         ["namespaces", name, "metrics", metric] => (name, &Resource::NAMESPACES, name, metric),
-        ["namespaces", place, resource, name, metric] => (place, Resource::namespaced(resource, custom)?, name, metric),
+        ["namespaces", place, resource, name, metric] => (place, Resource::namespaced(resource)?, name, metric),
         ["nodes", name, metric] => ("", &Resource::NODES, name, metric),
         ["namespaces"] | ["namespaces", _] | ["namespaces", _, _, _] => return Err(not_found(path)),
         _ => return Err(refusal!(InvalidRequest, "a metric is read at {PLACES}")),
@@ -244,7 +224,7 @@ fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, 
 }
 
 /// Nothing else can name an object, so nothing else reaches a query.
-pub(crate) fn is_name(text: &str, longest: usize) -> bool {
+fn is_name(text: &str, longest: usize) -> bool {
     let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     (1..=longest).contains(&text.len()) && text.bytes().all(fits)
 }
@@ -311,7 +291,7 @@ mod tests {
     use crate::error::Reason;
 
     fn read_of(target: &str) -> Result<Read, Error> {
-        match route("GET", target, true, &[])? {
+        match route("GET", target, true)? {
             Route::Read(read) => Ok(*read),
             other => panic!("{target} is {other:?}"),
         }
@@ -339,7 +319,7 @@ mod tests {
             ("/version", Route::Version),
         ];
         for (target, expected) in table {
-            assert_eq!(route("GET", target, false, &[]), Ok(expected), "{target}");
+            assert_eq!(route("GET", target, false), Ok(expected), "{target}");
         }
     }
 
@@ -463,7 +443,7 @@ mod tests {
             ("*".to_owned(), Reason::InvalidRequest),
         ];
         for (target, reason) in table {
-            let error = route("GET", &target, true, &[]).expect_err(&target);
+            let error = route("GET", &target, true).expect_err(&target);
             assert_eq!(error.reason, reason, "{target}: {}", error.message);
             assert!(error.message.len() < 500, "{target}");
         }
@@ -472,8 +452,8 @@ mod tests {
     #[test]
     fn only_get_is_allowed_and_unknown_paths_stay_unknown() {
         for method in ["POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "get"] {
-            assert_eq!(route(method, "/apis", false, &[]).expect_err(method).reason, Reason::MethodNotAllowed);
-            assert_eq!(route(method, "/nope", false, &[]).expect_err(method).reason, Reason::NotFound);
+            assert_eq!(route(method, "/apis", false).expect_err(method).reason, Reason::MethodNotAllowed);
+            assert_eq!(route(method, "/nope", false).expect_err(method).reason, Reason::NotFound);
         }
     }
 

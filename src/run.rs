@@ -1,10 +1,10 @@
 //! The life of the process: settings, start, work, drain, end.
 
+use crate::prelude::*;
 use crate::tls::{certified_key, server_config};
 use crate::{
-    auth::Auth, certs::Keeper, connections::Connections, door, door::Door, handler::Handler, readings::Readings, server,
+    auth::Auth, certs::Keeper, connections::Connections, door::Door, handler::Handler, readings::Readings, server,
 };
-use crate::{metrics, prelude::*};
 use signal_hook::{consts, flag};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::{env, error, fs, process::ExitCode};
@@ -27,6 +27,7 @@ type Failure = Box<dyn error::Error>;
 /// Runs the adapter until it is told to end. 2 means that a setting is wrong, 1 that the start failed.
 pub fn run() -> ExitCode {
     start_log();
+    let variable = |name: &str| Some(env::var_os(name)?.into_string().map_err(|_| "is not UTF-8".to_owned()));
     let done = Config::read(variable).map_err(|mistakes| (2, mistakes)).and_then(|config| {
         let sysdig = Sysdig::new(&config).map_err(|mistake| (2, vec![mistake]))?;
         let done = with_sockets(&config.socket_dir, |sockets| work(&config, sysdig, sockets));
@@ -35,10 +36,6 @@ pub fn run() -> ExitCode {
     let Err((code, mistakes)) = done else { return ExitCode::SUCCESS };
     mistakes.iter().for_each(|mistake| log::error!("{mistake}"));
     ExitCode::from(code)
-}
-
-pub(crate) fn variable(name: &str) -> Option<Result<String, String>> {
-    Some(env::var_os(name)?.into_string().map_err(|_| "is not UTF-8".to_owned()))
 }
 
 /// Control characters are escaped, so that nothing from outside can start a line of its own.
@@ -51,7 +48,7 @@ fn start_log() {
     log.init();
 }
 
-pub(crate) fn visible(c: char) -> String {
+fn visible(c: char) -> String {
     if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
 }
 
@@ -77,36 +74,19 @@ fn work(config: &Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> 
     let (auth, trust) = (Auth::start(kube.clone()), Arc::new(Trust::new(kube.clone(), changes.clone())));
     let readings = Readings::new(config, kube.clone(), sysdig.clone(), changes.clone());
     let serving = serve_certificate(config, &kube, &changes)?;
-    let places = capacity(&fs::read_to_string("/proc/self/limits").unwrap_or_default());
-    let (connections, external) = (Arc::new(Connections::new(places)), config.external);
-    let handler = Handler { auth, readings, trust, serving, connections, external, resources: Mutex::default() };
-    let handler = Arc::new(handler);
-    handler.list(None);
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let connections = Arc::new(Connections::new(capacity(&limits)));
+    let (resources, external) = (Mutex::default(), config.external);
+    let handler = Arc::new(Handler { auth, readings, trust, serving, connections, external, resources });
+    handler.list(&[]);
     let (trust, serving, connections) = (handler.trust.clone(), handler.serving.clone(), handler.connections.clone());
 
     let (front_proxy, direct) = (sockets.join("front-proxy"), sockets.join("direct"));
     server::start(&handler, [(true, &front_proxy), (false, &direct)])?;
     let refresher = handler.clone();
     server::crew("refresh", config.max_concurrent, move || refresher.readings.refresh())?;
-    config.metrics_addr.map(|address| door::serve_metrics(address, connections.clone())).transpose()?;
     if config.insecure_skip_verify {
         log::warn!("SDC_INSECURE_SKIP_VERIFY: whoever sits between the adapter and Sysdig gets the API token");
-    }
-    if let Some(file) = config.definitions.clone() {
-        let (name, handler) = (file.display().to_string(), handler.clone());
-        follow([file], move |[content]| {
-            let loaded = handler.readings.definitions.load(content);
-            metrics::set("config_last_reload_successful", "", f64::from(u8::from(loaded.is_ok())));
-            match loaded {
-                Ok(hash) => {
-                    let number = u64::from_str_radix(&hash, 16).unwrap_or_default() >> 12;
-                    metrics::set("config_hash", "", number as f64);
-                    log::info!("CONFIG_FILE {name} is in force, hash {hash}");
-                }
-                Err(mistake) => log::warn!("CONFIG_FILE {name} is not used: {mistake}"),
-            }
-            handler.list(None);
-        });
     }
     let follower = trust.clone();
     every([30, 1], move || follower.refreshed(true).is_some());
@@ -115,7 +95,7 @@ fn work(config: &Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> 
     }
     // Discovery's list; nothing else depends on it.
     every([600, 30], move || {
-        let found = sysdig.catalogue().map(|metrics| handler.list(Some(metrics)));
+        let found = sysdig.catalogue().map(|metrics| handler.list(&metrics));
         if found.as_ref().err().is_none_or(|error| error.reason != Reason::NotConfigured) {
             changes.note("metric catalogue", &found);
         }
@@ -150,7 +130,7 @@ fn every([period, retry]: [u64; 2], work: impl FnMut() -> bool + Send + 'static)
 }
 
 /// Hands over what the files hold, now and whenever it changes; kubelet brings a change within a minute or two.
-fn follow<const N: usize>(files: [PathBuf; N], apply: impl Fn([Result<Vec<u8>, String>; N]) + Send + 'static) {
+fn follow(files: [PathBuf; 2], apply: impl Fn([Result<Vec<u8>, String>; 2]) + Send + 'static) {
     let mut known = None;
     let mut look = move || {
         let found = Some(files.each_ref().map(|file| fs::read(file).map_err(|error| error.to_string())));

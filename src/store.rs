@@ -1,7 +1,7 @@
 //! What is asked for and what is known of it; when Sysdig is asked next, and for what. Neither waits nor does I/O.
 
 use crate::prelude::*;
-use crate::{definitions::Definition, metrics, readings::Item, sysdig::STEP};
+use crate::readings::Item;
 
 /// What nobody asks for any more is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(300);
@@ -21,8 +21,6 @@ const NAP: Duration = Duration::from_millis(500);
 pub(crate) struct Plan {
     pub(crate) question: Question,
     pub(crate) select: Select,
-    /// What is done with a value before it is served.
-    pub(crate) defined: Definition,
 }
 
 pub(crate) type Job = (Question, Vec<Select>);
@@ -52,16 +50,16 @@ struct Batch {
 }
 
 #[derive(Default)]
-pub(crate) struct Ask {
+struct Ask {
     last: Option<Instant>,
     /// Asked for more than once: kept fresh.
     again: bool,
     waiting: bool,
     answers: u64,
     answered: Option<Instant>,
-    /// The last good values, and why there are none, since and at the last attempt (Unix seconds).
+    /// The last good values, and why there are none since then (Unix seconds).
     items: Vec<Item>,
-    error: Option<(Error, u64, u64)>,
+    error: Option<(Error, u64)>,
 }
 
 impl Store {
@@ -175,13 +173,11 @@ impl Store {
             batch.asks.retain(|_, ask| ask.waiting || !(old(ask) || more(ask)));
         }
         self.batches.retain(|_, batch| batch.running || !batch.asks.is_empty());
-        metrics::set("store_entries", r#"of="questions""#, self.batches.len() as f64);
-        metrics::set("store_entries", r#"of="readings""#, self.asks() as f64);
     }
 }
 
 impl Ask {
-    pub(crate) fn take(&mut self, answer: Result<Vec<Item>>, forgetful: bool, at: Instant, now: u64) {
+    fn take(&mut self, answer: Result<Vec<Item>>, forgetful: bool, at: Instant, now: u64) {
         (self.answers, self.answered, self.waiting) = (self.answers + 1, Some(at), false);
         match answer {
             Ok(items) => (self.items, self.error) = (items, None),
@@ -189,43 +185,27 @@ impl Ask {
                 if forgetful || !error.reason.is_passing() {
                     self.items.clear();
                 }
-                let since = self.error.as_ref().map_or(now, |(_, since, _)| *since);
-                self.error = Some((error, since, now));
+                let since = self.error.as_ref().map_or(now, |(_, since)| *since);
+                self.error = Some((error, since));
             }
         }
     }
 
     /// The values that are not too old, or why there are none.
-    pub(crate) fn outcome(
-        &self,
-        Plan { question, select, defined }: &Plan,
-        max_age: u64,
-        now: u64,
-    ) -> Result<Vec<Item>> {
-        let (hold, zero) = defined.absence;
-        let max_age = if defined.max_age > 0 { defined.max_age } else { max_age };
-        // Of all objects that labels name, some may be gone.
-        let most = if select.name == "*" { max_age } else { max_age.max(hold) };
+    fn outcome(&self, Plan { question, select }: &Plan, max_age: u64, now: u64) -> Result<Vec<Item>> {
         let age = |item: &Item| now.saturating_sub(item.2);
-        let shown = |it: &Item| (it.0.clone(), it.1.scaled(defined.divide_by, defined.decimals), it.2);
-        let good: Vec<Item> = self.items.iter().filter(|item| age(item) <= most).map(shown).collect();
+        let good: Vec<Item> = self.items.iter().filter(|item| age(item) <= max_age).cloned().collect();
         match (&self.error, self.items.iter().map(age).min()) {
             _ if !good.is_empty() => Ok(good),
-            (Some((Error { reason: Reason::NoData, .. }, _, last)), _)
-                if zero && select.name != "*" && now.saturating_sub(*last) + STEP <= max_age =>
-            {
-                Ok(vec![(select.name.clone(), Quantity::ZERO, last.saturating_sub(STEP))])
-            }
-            (Some((error, since, _)), Some(age)) => {
+            (Some((error, since)), Some(age)) => {
                 let (message, since) = (&error.message, rfc3339(*since));
                 Err(Error::new(error.reason, format!("{message} (since {since}; the last value is {age} s old)")))
             }
-            (Some((error, ..)), None) => Err(error.clone()),
+            (Some((error, _)), None) => Err(error.clone()),
             (None, age) => {
                 let object = named(select.resource, &select.namespace, &select.name);
                 let (metric, age) = (&question.metric, age.unwrap_or_default());
-                let name = if defined.max_age > 0 { "maxAge of its definition" } else { "MAX_AGE" };
-                let bound = format!("over {name} ({most} s)");
+                let bound = format!("over MAX_AGE ({max_age} s)");
                 Err(refusal!(TooOld, "the newest sample of {metric} for {object} is {age} s old, {bound}"))
             }
         }
@@ -252,7 +232,7 @@ mod tests {
         let (metric, tuning, legacy, labels) = (metric.to_owned(), Tuning::default(), false, Vec::new());
         let question = Question { metric, tuning, resource, legacy, labels };
         let [namespace, name, labels] = ["default", name, ""].map(str::to_owned);
-        Plan { question, select: Select { resource, namespace, name, labels }, defined: Definition::default() }
+        Plan { question, select: Select { resource, namespace, name, labels } }
     }
 
     fn good(end: u64) -> Outcome {
@@ -442,54 +422,5 @@ mod tests {
             let room = store.want(&plan("b", "kuard"), at);
             assert_eq!(room.map_err(|error| error.reason), if answered { Ok(0) } else { Err(Reason::Overloaded) });
         }
-    }
-
-    /// What is served at `now` for a definition with this age and absence, after `kuard` had a 0.001 with samples up to
-    /// `NOW` and `error` at `failed`.
-    fn served(definition: Definition, error: Reason, failed: u64, now: u64) -> Result<Vec<(String, u64)>, Reason> {
-        let (mut ask, at) = (Ask::default(), Instant::now());
-        let value = Quantity::parse("0.001").unwrap();
-        ask.take(Ok(vec![("kuard".to_owned(), value, NOW)]), false, at, NOW);
-        ask.take(Err(Error::new(error, "it fails".to_owned())), false, at, failed);
-        let plan = Plan { defined: definition, ..plan("m", "kuard") };
-        let items = ask.outcome(&plan, 120, now).map_err(|error| error.reason)?;
-        Ok(items.into_iter().map(|(_, value, end)| (value.to_string(), end)).collect())
-    }
-
-    #[test]
-    fn what_is_served_for_silence_is_what_the_definition_says() {
-        let silence = |absence| Definition { absence, ..Definition::default() };
-        let (last, zero) = (Ok(vec![("1m".to_owned(), NOW)]), |end| Ok(vec![("0".to_owned(), end)]));
-        let no_data = Reason::NoData;
-        let table = [
-            (silence((0, false)), no_data, 120, last.clone()),
-            (silence((0, false)), no_data, 121, Err(no_data)),
-            (silence((600, false)), no_data, 600, last.clone()),
-            (silence((600, false)), no_data, 601, Err(no_data)),
-            (silence((600, false)), Reason::BackendError, 600, last.clone()),
-            (silence((600, false)), Reason::ObjectNotFound, 121, Err(Reason::ObjectNotFound)),
-            (silence((0, true)), no_data, 120, last),
-            (silence((0, true)), no_data, 200, zero(NOW + 190)),
-            (silence((0, true)), Reason::PartlySeen, 200, Err(Reason::PartlySeen)),
-            (silence((0, true)), Reason::MetricNotCollected, 200, Err(Reason::MetricNotCollected)),
-            (silence((0, true)), Reason::BackendError, 200, Err(Reason::BackendError)),
-            (Definition { max_age: 60, ..Definition::default() }, no_data, 61, Err(no_data)),
-        ];
-        for (definition, error, after, expected) in table {
-            let what = format!("{definition:?} {error:?} {after}");
-            assert_eq!(served(definition, error, NOW + after, NOW + after), expected, "{what}");
-        }
-        // An answer that is old stands in like none, and of many objects some may be gone.
-        let held = |name: &str, now: u64| {
-            let (mut ask, value) = (Ask::default(), Quantity::parse("0.001").unwrap());
-            ask.take(Ok(vec![("kuard".to_owned(), value, NOW)]), false, Instant::now(), now);
-            let plan = Plan { defined: silence((600, false)), ..plan("m", name) };
-            ask.outcome(&plan, 120, now).map(|items| items.len()).map_err(|error| error.reason)
-        };
-        assert_eq!([held("kuard", NOW + 600), held("*", NOW + 120)], [Ok(1), Ok(1)]);
-        assert_eq!([held("kuard", NOW + 601), held("*", NOW + 121)], [Err(Reason::TooOld), Err(Reason::TooOld)]);
-        // A zero is as old as the silence that was seen last.
-        assert_eq!(served(silence((0, true)), no_data, NOW + 200, NOW + 310), zero(NOW + 190));
-        assert_eq!(served(silence((0, true)), no_data, NOW + 200, NOW + 311), Err(no_data));
     }
 }

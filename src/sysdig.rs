@@ -2,7 +2,7 @@
 
 use crate::prelude::*;
 use crate::tls::{agent, certificates, exchange, explain};
-use crate::{data, metrics, promql, timestamp::second_of_day};
+use crate::{data, promql, timestamp::second_of_day};
 use serde::de::DeserializeOwned;
 use std::{cell::Cell, fs, path::PathBuf, sync::atomic::AtomicI64, sync::atomic::AtomicU64};
 use ureq::{Agent, Proxy};
@@ -11,8 +11,6 @@ use ureq::{Agent, Proxy};
 pub(crate) const STEP: u64 = 10;
 /// Seconds that Sysdig's clock may be ahead of ours.
 const AHEAD: u64 = 60;
-/// Seconds that the clocks may differ before it is worth a line.
-const MOST_SKEW: u64 = 30;
 /// With more objects than this, all of their namespaces are asked for instead of each by its name.
 const MOST_NAMES: usize = 500;
 /// For how many seconds it stays known that a metric is collected, and that it is not.
@@ -29,7 +27,7 @@ const LOGGED: usize = 4096;
 /// What is asked of any number of objects at once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Question {
-    /// Sysdig's id, a name in PromQL, or a definition's template.
+    /// Sysdig's id, or a name in PromQL.
     pub metric: String,
     pub tuning: Tuning,
     /// Of the objects that a row is about.
@@ -46,10 +44,10 @@ impl Question {
         *self.resource == Resource::NODES
     }
 
-    /// Sysdig's labels that tell objects apart, each if there is one: the namespace, and the name.
+    /// Sysdig's labels that tell objects apart: the namespace, if they lie in one, and the name.
     pub(crate) fn object_labels(&self) -> [Option<&'static str>; 2] {
         let name = if self.legacy { "kubernetes.workload.name" } else { self.resource.label };
-        [self.resource.is_namespaced().then_some(Resource::NAMESPACES.label), Some(name).filter(|it| !it.is_empty())]
+        [self.resource.is_namespaced().then_some(Resource::NAMESPACES.label), Some(name)]
     }
 }
 
@@ -117,8 +115,8 @@ impl Sysdig {
         let (roots, config) = (config.sysdig_ca_file.as_ref().map(read).transpose()?, config.clone());
         let proxy = Proxy::try_from_env();
         let agent = agent(roots.as_deref(), !config.insecure_skip_verify, config.sysdig_timeout, proxy);
-        let (lag, skew, queries) = (AtomicU64::new(0), AtomicI64::new(0), Mutex::default());
-        Ok(Self { agent, config, lag, skew, queries, collected: Mutex::default() })
+        let (queries, collected) = (Mutex::default(), Mutex::default());
+        Ok(Self { agent, config, lag: AtomicU64::new(0), skew: AtomicI64::new(0), queries, collected })
     }
 
     /// Makes sure that a read has its settings. Errors: [`Reason::NotConfigured`], with the command that mends it.
@@ -126,17 +124,8 @@ impl Sysdig {
         self.token().and_then(|_| self.cluster()).map(|_| ())
     }
 
-    /// Errors: Sysdig's clock, by its last answer, is not ours.
-    pub(crate) fn check_clock(&self) -> Result<(), Error> {
-        let skew = self.skew.load(Relaxed);
-        let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
-        if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) }
-    }
-
-    /// A template is PromQL whatever is chosen for the rest.
     pub fn speaks_promql(&self, metric: &str) -> bool {
-        let auto = || self.config.backend == "auto" && !metric.contains('.');
-        metric.contains('{') || self.config.backend == "promql" || auto()
+        self.config.backend == "promql" || (self.config.backend == "auto" && !metric.contains('.'))
     }
 
     /// A row for each object that Sysdig knows. Errors: Sysdig failed, or its answer is not about what was asked.
@@ -157,11 +146,12 @@ impl Sysdig {
 
     /// Whether anything in the cluster had a sample of the metric within a day; remembered. Errors: Sysdig failed.
     pub fn is_collected(&self, question: &Question, now: u64) -> Result<bool, Error> {
-        if let Some((collected, _)) = lock(&self.collected).get(&question.metric).filter(|(_, until)| now < *until) {
-            return Ok(*collected);
+        let known = lock(&self.collected).get(&question.metric).copied().filter(|(_, until)| now < *until);
+        if let Some((collected, _)) = known {
+            return Ok(collected);
         }
         let ask = if self.speaks_promql(&question.metric) { promql::is_collected } else { data::is_collected };
-        let collected = ask(self, question, window_end(now), 86_400)?;
+        let collected = ask(self, question, window_end(now))?;
         let mut known = lock(&self.collected);
         known.retain(|_, (_, until)| now < *until);
         if known.len() < MOST_METRICS {
@@ -171,15 +161,6 @@ impl Sysdig {
         Ok(collected)
     }
 
-    /// Whether there are containers of the cluster in the last `span` seconds. Errors: Sysdig failed.
-    pub(crate) fn sees_cluster(&self, now: u64, span: u64) -> Result<bool, Error> {
-        let promql = self.config.backend == "promql";
-        let metric = if promql { promql::COMPANION } else { data::COMPANION }.to_owned();
-        let (resource, labels) = (&Resource::PODS, Vec::new());
-        let question = Question { metric, tuning: Tuning::default(), resource, legacy: false, labels };
-        (if promql { promql::is_collected } else { data::is_collected })(self, &question, window_end(now), span)
-    }
-
     pub fn catalogue(&self) -> Result<Vec<String>, Error> {
         let ids = if self.config.backend == "promql" { promql::names(self)? } else { data::catalogue(self)? };
         Ok(BTreeSet::from_iter(ids).into_iter().collect())
@@ -187,12 +168,14 @@ impl Sysdig {
 
     fn count_query(&self, now: u64) -> Result<(), Error> {
         let (most, mut queries) = (self.config.max_queries, lock(&self.queries));
-        *queries = (now / 60, if queries.0 == now / 60 { queries.1 + 1 } else { 1 });
-        metrics::set("sysdig_queries_left", "", most.saturating_sub(queries.1) as f64);
-        if queries.1 > most {
+        if queries.0 != now / 60 {
+            *queries = (now / 60, 0);
+        }
+        if queries.1 >= most {
             let used = refusal!(BackendRateLimited, "SDC_MAX_QUERIES_PER_MINUTE ({most}) is used up for this minute");
             return Err(Error { retry_after: Some(60 - now % 60), ..used });
         }
+        queries.1 += 1;
         QUERIES.set(QUERIES.get() + 1);
         Ok(())
     }
@@ -202,19 +185,13 @@ impl Sysdig {
         let token = self.token()?;
         self.count_query(unix_now())?;
         log::debug!("Sysdig is asked: {path} {}", body.as_ref().map_or("", |(_, body)| body));
-        let (started, api) = (Instant::now(), if path.starts_with("/api/") { "data" } else { "promql" });
-        let answer = self.exchange(&token, path, body).and_then(|answer| {
-            let shown = String::from_utf8_lossy(answer.get(..LOGGED).unwrap_or(&answer));
-            log::debug!("Sysdig answers: {}", shown.replace(token.expose(), "(hidden)"));
-            serde_json::from_slice(&answer).map_err(|error| {
-                let (line, column) = (error.line(), error.column());
-                invalid_answer(&format!("it is not the JSON expected (line {line}, column {column})"))
-            })
-        });
-        let outcome = answer.as_ref().err().map_or("ok", |error| error.reason.word());
-        let (labels, took) = (format!(r#"api="{api}",outcome="{outcome}""#), started.elapsed());
-        metrics::observe("sysdig_query_duration_seconds", &labels, took.as_secs_f64());
-        answer
+        let answer = self.exchange(&token, path, body)?;
+        let shown = String::from_utf8_lossy(answer.get(..LOGGED).unwrap_or(&answer));
+        log::debug!("Sysdig answers: {}", shown.replace(token.expose(), "(hidden)"));
+        serde_json::from_slice(&answer).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            invalid_answer(&format!("it is not the JSON expected (line {line}, column {column})"))
+        })
     }
 
     fn exchange(&self, token: &Secret, path: &str, body: Option<(&str, String)>) -> Result<Vec<u8>, Error> {
@@ -230,7 +207,8 @@ impl Sysdig {
         }
         if status != 200 {
             let retry_after = header("Retry-After").and_then(|text| text.parse().ok());
-            return Err(Error { retry_after, ..self.refused(status, &body.unwrap_or_default(), token) });
+            let refused = self.refused(status, &body.unwrap_or_default(), token);
+            return Err(Error { retry_after, ..refused });
         }
         body.map_err(|error| match error {
             ureq::Error::Timeout(_) => self.unreachable(&error),

@@ -14,7 +14,7 @@ mod support;
 mod trust;
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use load::{Backend, What, autoscaler, object};
@@ -68,7 +68,6 @@ struct Stage {
     /// The APIServices there are.
     slots: Vec<&'static str>,
     adapter: Option<Adapter>,
-    environment: Vec<(&'static str, String)>,
     /// Since when the API server has no reason to complain about us, and how long its log was then.
     quiet: (Instant, usize),
 }
@@ -87,7 +86,6 @@ fn the_walk_through_and_the_failures_users_fear() {
         port: free_port(),
         slots: vec!["v1beta1.custom.metrics.k8s.io", "v1beta2.custom.metrics.k8s.io"],
         adapter: None,
-        environment: Vec::new(),
         quiet: (started, 0),
     };
     step("version", || eprintln!("  {}", stage.plane.run(&["version"]).lines().last().unwrap_or_default()));
@@ -134,7 +132,6 @@ fn the_walk_through_and_the_failures_users_fear() {
     let external = |name: &str| json!({ "type": "External", "external": { "metric": queue(name), "target": divided } });
     let by_queue = external(stage.backend.queue());
     step("an HPA on an external metric", || stage.closed_loop(&autoscaler(&by_queue), What::Queue));
-    step("the commands say why", || stage.commands(&autoscaler(&by_queue), What::Queue));
     stage.assert_quiet(Duration::from_secs(70));
     match prometheus::missing() {
         Some(skipped) => skip(skipped),
@@ -148,7 +145,6 @@ fn the_walk_through_and_the_failures_users_fear() {
             ] {
                 step(&format!("in PromQL, an HPA on {name}"), || stage.closed_loop(&hpa, what));
             }
-            step("in PromQL, the commands say why", || stage.commands(&autoscaler(&pods), What::Requests));
             stage.assert_quiet(Duration::ZERO);
         }
     }
@@ -253,7 +249,6 @@ impl Stage {
             ("CLUSTER_NAME", CLUSTER.to_owned()),
         ];
         environment.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
-        self.environment.clone_from(&environment);
         let command = Command::new(env!("CARGO_BIN_EXE_sysdig-metrics-adapter"));
         self.adapter = Some(Adapter::start(command, &environment));
         for slot in &self.slots {
@@ -467,50 +462,6 @@ impl Stage {
         let refused = plane.refused(&["get", "--raw", &metric, "--as=joe"]);
         assert!(refused.contains("forbidden") && refused.contains("external.metrics.k8s.io"), "{refused}");
         self.namespace_comes_and_goes("with-external-metrics");
-    }
-
-    /// Exit code and output of a command, as it would run in the pod.
-    fn command(&self, arguments: &[&str], stdin: &str) -> (Option<i32>, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sysdig-metrics-adapter"));
-        command.env_clear().envs(self.environment.iter().map(|(name, value)| (*name, value))).args(arguments);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
-        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
-        (output.status.code(), String::from_utf8(output.stdout).unwrap())
-    }
-
-    fn commands(&mut self, hpa: &str, what: What) {
-        const DOCTOR_RBAC: &str = "components/doctor-rbac/doctor-rbac.yml";
-        let name = "default/kuard-autoscaler";
-        self.plane.apply(hpa);
-        self.settle_of(what, 24.0, 6);
-        let plane = &self.plane;
-        let all = plane.run(&["get", "hpa", "-A", "-o", "json"]);
-        assert_eq!(self.command(&["check"], &all).0, Some(0), "{:?}", self.command(&["check"], &all));
-
-        let (code, refused) = self.command(&["explain", name], "");
-        assert_eq!(code, Some(1), "{refused}");
-        assert!(refused.contains("kubernetes-forbidden") && refused.contains("components/doctor-rbac"), "{refused}");
-        self.manifest(DOCTOR_RBAC);
-        plane.until("explain may read HPAs", || !self.command(&["explain", name], "").1.contains("forbidden"));
-        let (code, out) = self.command(&["explain", name], "");
-        assert_eq!(code, Some(0), "{out}");
-        let replicas = out.lines().find_map(|line| line.trim().strip_prefix("replicas ")).unwrap_or_default();
-        assert!(replicas.trim().starts_with("6: "), "as the HPA itself has it: {out}");
-        assert!(!out.contains(TOKEN), "{out}");
-
-        let (code, out) = self.command(&["doctor"], "");
-        assert!(code == Some(0) && out.lines().all(|line| line.starts_with("ok ")), "{out}");
-        self.environment.push(("CLUSTER_NAME", "another".to_owned()));
-        let (code, out) = self.command(&["doctor"], "");
-        self.environment.pop();
-        let failed =
-            out.lines().filter(|line| line.starts_with("fail  cluster name ") || line.starts_with("fail  agent "));
-        assert!(code == Some(1) && failed.count() == 2, "{out}");
-        self.plane.run(&["delete", "-f", &repository("manifests").join(DOCTOR_RBAC).display().to_string()]);
-        self.settle_of(what, 0.0, 3);
-        self.plane.run(&["delete", "hpa", "kuard-autoscaler"]);
     }
 
     fn ask_in_promql(&mut self) {

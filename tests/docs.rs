@@ -4,9 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
-use sysdig_metrics_adapter::definitions::parse;
-
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -72,83 +69,6 @@ fn the_reasons_are_those_of_the_source_in_its_order() {
     assert_eq!(documented, expected);
 }
 
-/// The fields of a struct as they are spelt in a file.
-fn fields_in_the_source(file: &str, name: &str) -> Vec<String> {
-    let source = read(file);
-    let start = format!("\npub struct {name} {{\n");
-    let fields = source.split_once(&start).expect("the struct").1.split_once("\n}").expect("its end").0;
-    let (mut names, mut skipped) = (Vec::new(), false);
-    for line in fields.lines().map(str::trim).filter(|line| !line.starts_with("//")) {
-        if let Some((name, _)) = line.strip_prefix("pub ").and_then(|line| line.split_once(": ")) {
-            names.extend((!skipped).then(|| camel_case(name)));
-        }
-        skipped = line == "#[serde(skip)]";
-    }
-    names
-}
-
-fn camel_case(name: &str) -> String {
-    let mut words = name.split('_');
-    let first = words.next().unwrap_or_default().to_owned();
-    words.fold(first, |all, word| format!("{all}{}{}", word[..1].to_ascii_uppercase(), &word[1..]))
-}
-
-/// The structs that `CONFIG_FILE` is read into: where they are, and what the documents call them.
-const DEFINED: [(&str, &str, &str, &str); 2] = [
-    ("src/definitions.rs", "Definition", "metric", "Fields"),
-    ("src/route.rs", "Resource", "resource", "Custom resources"),
-];
-
-#[test]
-fn the_schema_has_the_fields_that_the_source_reads() {
-    let schema: Value = serde_json::from_str(&read("docs/definitions.schema.json")).unwrap();
-    let described = |object: &Value| -> BTreeSet<String> {
-        assert_eq!(object["additionalProperties"], json!(false), "an unknown field is a mistake for both");
-        object["properties"].as_object().unwrap().keys().cloned().collect()
-    };
-    assert_eq!(described(&schema), fields_in_the_source("src/definitions.rs", "File").into_iter().collect());
-    for (file, name, definition, _) in DEFINED {
-        let fields = fields_in_the_source(file, name);
-        assert!(fields.len() > 3, "{fields:?}");
-        let object = &schema["$defs"][definition];
-        assert_eq!(described(object), fields.into_iter().collect());
-        // What the schema requires, the source does not do without.
-        for field in object["required"].as_array().unwrap() {
-            let mut least = json!({});
-            for other in object["required"].as_array().unwrap().iter().filter(|other| *other != field) {
-                least[other.as_str().unwrap()] = json!(if other == "apiVersion" { "g/v1" } else { "m" });
-            }
-            let mistake = parse(json!({ (format!("{definition}s")): [least] }).to_string().as_bytes()).unwrap_err();
-            assert!(mistake.starts_with(&format!("missing field `{}`", field.as_str().unwrap())), "{mistake}");
-        }
-    }
-}
-
-#[test]
-fn the_tables_of_fields_are_those_of_the_source_in_its_order() {
-    let document = read("docs/definitions.md");
-    for (file, name, _, heading) in DEFINED {
-        let start = format!("\n## {heading}\n");
-        let table = document.split_once(&start).expect("the table").1.split("\n## ").next().unwrap_or_default();
-        let rows = table.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));
-        assert_eq!(rows.collect::<Vec<_>>(), fields_in_the_source(file, name));
-    }
-}
-
-#[test]
-fn every_example_of_definitions_is_accepted() {
-    let document = read("docs/definitions.md");
-    let mut examples: Vec<&str> =
-        document.split("\n```json\n").skip(1).filter_map(|it| it.split("\n```").next()).collect();
-    assert!(examples.len() > 4, "{}", examples.len());
-    let component = read("manifests/components/definitions/definitions.json");
-    examples.push(&component);
-    for example in examples {
-        let defined = parse(example.as_bytes()).unwrap_or_else(|mistake| panic!("{mistake}\n{example}"));
-        assert!(!defined.metrics.is_empty(), "{example}");
-    }
-}
-
 #[test]
 fn every_setting_is_in_the_readme() {
     let (source, readme) = (read("src/config.rs"), read("README.md"));
@@ -202,16 +122,6 @@ const COMMANDS: &[(&str, How)] = &[
     ("docker ", NO_REGISTRY),
     ("kind load ", NO_REGISTRY),
     ("kubectl get --raw", How::Run(PLANE, "\"get\", \"--raw\"")),
-    ("kubectl get hpa kuard -o json | kubectl exec -i", How::Run("tests/commands.rs", "[\"explain\", \"-\"]")),
-    ("kubectl get hpa -A -o json | sysdig-metrics-adapter check", How::Run("tests/commands.rs", "[\"check\"]")),
-    (
-        "kubectl exec -n custom-metrics deployment/custom-metrics-apiserver -- /sysdig-metrics-adapter explain ",
-        How::Run("tests/commands.rs", "[\"explain\", \"default/kuard\"]"),
-    ),
-    (
-        "kubectl exec -n custom-metrics deployment/custom-metrics-apiserver -- /sysdig-metrics-adapter doctor",
-        How::Run("tests/commands.rs", "[\"doctor\"]"),
-    ),
     (
         "kubectl get hpa kuard-autoscaler",
         How::Run("tests/control_plane/load.rs", "\"get\", \"hpa\", \"kuard-autoscaler\""),

@@ -25,7 +25,6 @@ use path::{reason, status};
 pub const NAMESPACE: &str = "custom-metrics";
 
 const ACCESS_REVIEWS: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
-const OWN_REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 const TOKEN_REVIEWS: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 const REQUEST_HEADER: &str = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
 
@@ -270,18 +269,6 @@ impl Shared {
         }
     }
 
-    /// Discovery of an aggregated API: there is one while its APIService is available.
-    fn aggregated(&self, request: &Request) -> Option<Reply> {
-        let (group, version) = request.route().strip_prefix("/apis/")?.split_once('/')?;
-        let place = format!("/apis/apiregistration.k8s.io/v1/apiservices/{version}.{group}");
-        let service = lock(&self.store).get(&place)?.clone();
-        let conditions = service["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        let available = conditions.iter().any(|it| it["type"] == "Available" && it["status"] == "True");
-        let list = json!({ "kind": "APIResourceList", "apiVersion": "v1", "resources": [] });
-        let unavailable = status(503, reason(503), "the server is currently unable to handle the request");
-        Some(if available { Reply::json(200, &list) } else { Reply::json(503, &unavailable) })
-    }
-
     fn handle(&self, request: &Request) -> Reply {
         let (is_known, is_forbidden) = {
             let state = lock(&self.state);
@@ -292,9 +279,6 @@ impl Shared {
         if !is_known {
             return Reply::json(401, &status(401, "Unauthorized", "Unauthorized"));
         }
-        if let Some(reply) = self.aggregated(request) {
-            return reply;
-        }
         let Some(path) = ApiPath::parse(request.route()) else {
             let message = "the server could not find the requested resource";
             return Reply::json(404, &status(404, "NotFound", message));
@@ -304,7 +288,6 @@ impl Shared {
         }
         match (request.method.as_str(), request.route()) {
             ("POST", ACCESS_REVIEWS) => reviews::access(&request.body, &lock(&self.authorizer)),
-            ("POST", OWN_REVIEWS) => reviews::own(&request.body, &lock(&self.state).forbidden),
             ("POST", TOKEN_REVIEWS) => reviews::token(&request.body, &lock(&self.state).users),
             _ => lock(&self.store).answer(request, &path),
         }
