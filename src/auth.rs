@@ -44,7 +44,8 @@ impl User {
 
 pub(crate) struct Auth {
     kube: Arc<Kube>,
-    /// The status of each review by its digest, as it holds a token or may be long; until when it counts, and whether it is being asked for again.
+    /// The status of each review by its digest, since one may hold a token or be long; until when it counts, and
+    /// whether it is being asked for again.
     known: Mutex<HashMap<[u8; 32], (Value, Instant, bool)>>,
     refreshes: mpsc::SyncSender<Value>,
 }

@@ -244,6 +244,14 @@ mod tests {
     }
 
     #[test]
+    fn a_pattern_escapes_what_has_a_meaning_and_nothing_else_as_re2_refuses_that() {
+        for (text, expected) in [("a-1_b", "a-1_b"), ("a.b|c", r"a\.b\|c"), ("prod–eu", "prod–eu"), ("é€", "é€")]
+        {
+            assert_eq!(pattern(text), expected);
+        }
+    }
+
+    #[test]
     fn the_function_over_time_follows_what_a_sample_is() {
         let table = [
             (

@@ -31,6 +31,7 @@ const LINES: [&[&str]; 4] = [
         "DEBUG GET /apis/custom.metrics.k8s.io/v1beta1/namespaces/default/services/kuard/net.http.request.count by \"system:serviceaccount:kube-system:horizontal-pod-autoscaler\" in ",
         ": 200 ok",
         ": 503 backend-error: Sysdig fails (503: ",
+        "\"you sent\":\"(hidden)\"",
         "DEBUG GET /nowhere?a=%0a",
         ": 404 not-found: nothing is served at \"/nowhere\"",
         " by \"\" in ",
@@ -63,6 +64,10 @@ fn life(level: &str) -> String {
     assert_eq!([read(), read()], [503, 503]);
     stage.sysdig.heal();
     assert_eq!(read(), 200);
+    let echo = format!(r#"{{"data":[],"you sent":"{TOKEN}"}}"#);
+    stage.sysdig.fail(sysdig::Fault::Body(echo));
+    assert_eq!(read(), 404);
+    stage.sysdig.heal();
     stage.kubernetes.fail_path("/api/v1/namespaces/default/services", kubernetes::Fault::Status(503));
     assert_eq!(read(), 503);
     stage.kubernetes.heal();

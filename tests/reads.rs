@@ -259,10 +259,11 @@ fn what_is_not_configured_yet_is_said_with_the_command_that_mends_it() {
 }
 
 #[test]
-fn a_token_file_is_read_again_when_it_changes() {
+fn a_token_file_wins_and_is_read_again_when_it_changes() {
     let stage = Stage::new();
     let file = stage.dir.write("access-key", "old-token\n");
-    let overrides = [("SDC_TOKEN", String::new()), ("SDC_TOKEN_FILE", file.display().to_string())];
+    let overrides =
+        [("SDC_TOKEN", "a-token-that-does-not-count".to_owned()), ("SDC_TOKEN_FILE", file.display().to_string())];
     stage.sysdig.set_token("new-token");
     let setup = stage.start(binary(), &overrides);
     setup.adapter.wait_ready(&setup.client);
