@@ -366,7 +366,7 @@ impl Stage {
         }
         self.partly_seen();
         self.sysdig.set_token("another");
-        self.until_described("renew Secret sysdig-api");
+        self.until_described("kubectl create secret generic");
         let resources = self.plane.kubectl(&["api-resources"]);
         assert!(resources.status.success() && resources.stderr.is_empty(), "{resources:?}");
         self.namespace_comes_and_goes("while-sysdig-is-down");
