@@ -157,8 +157,7 @@ impl Bench {
         table.row("warm read against the bare door, p50, 1 and 8", "1.5 times", &ratios)?;
         let start = setup.adapter.rss_kib();
         let reads = thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..8).map(|_| scope.spawn(|| self.ask_many(&setup.client, MANY_READS / 8))).collect();
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| self.ask_many(&setup.client, MANY_READS / 8))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap_or(0)).sum::<usize>()
         });
         let grown = mib(setup.adapter.rss_kib()) - mib(start);
@@ -174,8 +173,7 @@ impl Bench {
             stage.deployment(&namespace, &name, 1, &[(METRIC, 5.0)]);
         }
         let (setup, _) = self.setup_with(stage, &[("REFRESH_INTERVAL", "10s".to_owned())])?;
-        let paths: Vec<String> =
-            (0..HPAS).map(place).map(|(namespace, name)| object(&namespace, &name, METRIC)).collect();
+        let paths: Vec<String> = (0..HPAS).map(place).map(|(namespace, name)| object(&namespace, &name, METRIC)).collect();
         let round = || -> Outcome {
             let (mut connection, started) = (setup.client.connect(), Instant::now());
             for path in &paths {
@@ -204,8 +202,7 @@ impl Bench {
         for index in 0..OBJECTS {
             stage.deployment("default", &format!("app-{index}"), 1, &[(METRIC, 5.0)]);
         }
-        let (setup, _) =
-            self.setup_with(stage, &[("REFRESH_INTERVAL", "10s".to_owned()), ("SDC_TIMEOUT", "30s".to_owned())])?;
+        let (setup, _) = self.setup_with(stage, &[("REFRESH_INTERVAL", "10s".to_owned()), ("SDC_TIMEOUT", "30s".to_owned())])?;
         let mut connection = setup.client.connect();
         for _ in 0..2 {
             ask(&mut connection, &object("default", "*", METRIC))?;
@@ -224,8 +221,7 @@ impl Bench {
         for index in 0..SLOW_HPAS {
             stage.sysdig.world().describe(&format!("slow.metric.{index}"), "gauge");
         }
-        let (setup, _) =
-            self.setup_with(stage, &[("REFRESH_INTERVAL", "10s".to_owned()), ("SDC_TIMEOUT", "10s".to_owned())])?;
+        let (setup, _) = self.setup_with(stage, &[("REFRESH_INTERVAL", "10s".to_owned()), ("SDC_TIMEOUT", "10s".to_owned())])?;
         let mut connection = setup.client.connect();
         for _ in 0..2 {
             ask(&mut connection, READ)?;
@@ -469,10 +465,8 @@ impl Table {
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
         let cores = thread::available_parallelism()?;
-        let machine = format!(
-            "{cores} cores of {}, client and stand-ins on the same machine",
-            cpu.trim_start_matches([' ', '\t', ':'])
-        );
+        let machine =
+            format!("{cores} cores of {}, client and stand-ins on the same machine", cpu.trim_start_matches([' ', '\t', ':']));
         Ok(std::fs::write(PLACE, format!("{head}{begin}{machine}\n\n{}\n{end}{tail}", self.0.join("\n")))?)
     }
 }
@@ -480,8 +474,7 @@ impl Table {
 /// User and system time that the adapter has used.
 fn cpu(setup: &Setup) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", setup.adapter.pid())).unwrap_or_default();
-    let fields: Vec<u64> =
-        stat.rsplit(')').next().unwrap_or_default().split(' ').filter_map(|it| it.parse().ok()).collect();
+    let fields: Vec<u64> = stat.rsplit(')').next().unwrap_or_default().split(' ').filter_map(|it| it.parse().ok()).collect();
     // Ticks of 10 ms.
     fields.get(10..12).map_or(Duration::ZERO, |ticks| Duration::from_millis(ticks.iter().sum::<u64>() * 10))
 }

@@ -121,8 +121,7 @@ impl Demo {
                 command
             }
         });
-        let authority =
-            setup.kubernetes.objects()[CERTIFICATE_SECRET]["data"]["ca.crt"].as_str().and_then(decode_base64);
+        let authority = setup.kubernetes.objects()[CERTIFICATE_SECRET]["data"]["ca.crt"].as_str().and_then(decode_base64);
         let authority = authority.ok_or("the adapter keeps no certificate authority")?;
         setup.dir.write("serving-ca.crt", &authority);
         let front_proxy = setup.front_proxy();

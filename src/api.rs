@@ -45,9 +45,8 @@ pub(crate) fn metric_value_list(read: &Read, items: &[Item], window: u64) -> Res
     });
     let (items, link) = (items.collect::<Vec<_>>().join(","), json!(read.path));
     let kind = if read.is_external() { "ExternalMetricValueList" } else { "MetricValueList" };
-    let list = format!(
-        r#"{{"kind":"{kind}","apiVersion":"{group}/{version}","metadata":{{"selfLink":{link}}},"items":[{items}]}}"#
-    );
+    let list =
+        format!(r#"{{"kind":"{kind}","apiVersion":"{group}/{version}","metadata":{{"selfLink":{link}}},"items":[{items}]}}"#);
     Response::bytes(200, JSON, list.into_bytes())
 }
 
@@ -102,8 +101,7 @@ mod tests {
     #[test]
     fn of_many_objects_each_is_named() {
         let answer = answer("/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/pods/%2A/m?labelSelector=app");
-        let names: Vec<_> =
-            answer["items"].as_array().unwrap().iter().map(|it| &it["describedObject"]["name"]).collect();
+        let names: Vec<_> = answer["items"].as_array().unwrap().iter().map(|it| &it["describedObject"]["name"]).collect();
         assert_eq!(names, ["kuard-1", "kuard-2"]);
     }
 
@@ -131,9 +129,6 @@ mod tests {
             json!({ "kind": "Namespace", "name": "default", "apiVersion": "v1" })
         );
         let node = answer("/apis/custom.metrics.k8s.io/v1beta2/nodes/worker-1/m");
-        assert_eq!(
-            node["items"][0]["describedObject"],
-            json!({ "kind": "Node", "name": "worker-1", "apiVersion": "v1" })
-        );
+        assert_eq!(node["items"][0]["describedObject"], json!({ "kind": "Node", "name": "worker-1", "apiVersion": "v1" }));
     }
 }

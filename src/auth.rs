@@ -78,8 +78,7 @@ impl Auth {
         // Who may read everything is asked about once, not for each object: "*" and empty mean all in a review.
         if let (Route::Read(read), Err(_)) = (route, &known) {
             let mut wide = json!(user);
-            wide["resourceAttributes"] =
-                json!({ "verb": read.verb(), "group": read.api.0, "version": "*", "resource": "*" });
+            wide["resourceAttributes"] = json!({ "verb": read.verb(), "group": read.api.0, "version": "*", "resource": "*" });
             if self.status(ACCESS_REVIEW, &wide, wait, now)?["allowed"] == true {
                 return Ok(());
             }

@@ -38,11 +38,10 @@ mod tests {
         let changes = Changes::default();
         let timeout = Error::new(Reason::BackendTimeout, "no answer within 5 s");
         let limited = Error::new(Reason::BackendRateLimited, "slow down");
-        let lines: Vec<Option<String>> =
-            [None, Some(&timeout), Some(&timeout), Some(&limited), Some(&limited), None, None]
-                .into_iter()
-                .map(|error| changes.change("Sysdig", error).map(|(_, line)| line))
-                .collect();
+        let lines: Vec<Option<String>> = [None, Some(&timeout), Some(&timeout), Some(&limited), Some(&limited), None, None]
+            .into_iter()
+            .map(|error| changes.change("Sysdig", error).map(|(_, line)| line))
+            .collect();
         let expected = [
             None,
             Some("Sysdig: backend-timeout: no answer within 5 s".to_owned()),

@@ -117,10 +117,7 @@ impl Reader<'_> {
     }
 
     fn ranged<T: Default + PartialOrd>(
-        &mut self,
-        name: &str,
-        [least, most, default]: [&str; 3],
-        read: fn(&str) -> Option<T>,
+        &mut self, name: &str, [least, most, default]: [&str; 3], read: fn(&str) -> Option<T>,
     ) -> T {
         let (range, right) = (read(least)..=read(most), format!("from {least} to {most}"));
         let found = self.parse(name, &right, |text| Some(read(text)).filter(|it| it.is_some() && range.contains(it)));
@@ -307,9 +304,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_kubernetes_host_gets_brackets() {
-        for (host, url) in
-            [("fd00::1", "https://[fd00::1]:443"), ("10.0.0.1", "https://10.0.0.1:443"), ("k", "https://k:443")]
-        {
+        for (host, url) in [("fd00::1", "https://[fd00::1]:443"), ("10.0.0.1", "https://10.0.0.1:443"), ("k", "https://k:443")] {
             assert_eq!(read(&[("KUBERNETES_SERVICE_HOST", host)]).unwrap().kubernetes.as_deref(), Some(url));
         }
     }

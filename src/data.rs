@@ -84,11 +84,7 @@ pub(crate) fn catalogue(sysdig: &Sysdig) -> Result<Vec<String>> {
 
 /// All pages of an answer. A row has the object that its labels `by` name, the end of its window, and the metrics' cells.
 fn ask(
-    sysdig: &Sysdig,
-    question: &Question,
-    by: [Option<&str>; 2],
-    [start, end]: [u64; 2],
-    within: &[Requirement],
+    sysdig: &Sysdig, question: &Question, by: [Option<&str>; 2], [start, end]: [u64; 2], within: &[Requirement],
     metrics: Vec<Value>,
 ) -> Result<Vec<(Object, u64, vec::IntoIter<Value>)>> {
     let filter = filter(sysdig.cluster()?, within)?;
@@ -158,10 +154,7 @@ mod tests {
         let table = [
             (vec![], "kubernetes.cluster.name = 'blue'"),
             (
-                vec![
-                    requirement("kubernetes.namespace.name", &["shop"]),
-                    requirement("kubernetes.pod.name", &["a", "b"]),
-                ],
+                vec![requirement("kubernetes.namespace.name", &["shop"]), requirement("kubernetes.pod.name", &["a", "b"])],
                 "kubernetes.cluster.name = 'blue' and kubernetes.namespace.name = 'shop' and \
                  kubernetes.pod.name in ('a', 'b')",
             ),

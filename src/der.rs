@@ -64,8 +64,7 @@ mod tests {
             (attribute(COMMON_NAME, UTF8_STRING, b"\xff"), None),
             (attribute(COMMON_NAME, PRINTABLE_STRING, b"\xe9"), None),
             (
-                [attribute(COMMON_NAME, UTF8_STRING, b"a"), organization, attribute(COMMON_NAME, UTF8_STRING, b"b")]
-                    .concat(),
+                [attribute(COMMON_NAME, UTF8_STRING, b"a"), organization, attribute(COMMON_NAME, UTF8_STRING, b"b")].concat(),
                 Some("b"),
             ),
         ];
@@ -87,9 +86,7 @@ mod tests {
                 let _ = common_name(&broken);
             }
         }
-        for header in
-            [&[SET, 0x80][..], &[SET, 0x83, 0, 0, 0], &[SET, 0x82, 0xff], &[SET, 0x84, 0xff, 0xff, 0xff, 0xff]]
-        {
+        for header in [&[SET, 0x80][..], &[SET, 0x83, 0, 0, 0], &[SET, 0x82, 0xff], &[SET, 0x84, 0xff, 0xff, 0xff, 0xff]] {
             assert_eq!(common_name(header), None);
         }
     }

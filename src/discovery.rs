@@ -10,8 +10,7 @@ use std::{hash::DefaultHasher, hash::Hasher, sync::LazyLock};
 /// Largest resource list. The aggregator fetches five copies in parallel every 30 seconds, per version.
 const MAX_BODY: usize = 256 * 1024;
 /// With external metrics or without, by path; `v2` and `v2beta1` are aggregated, and list no resources to stay small.
-static DOCUMENTS: LazyLock<Value> =
-    LazyLock::new(|| serde_json::from_str(include_str!("discovery.json")).unwrap_or_default());
+static DOCUMENTS: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(include_str!("discovery.json")).unwrap_or_default());
 
 /// What is the same whatever happens, by its path.
 pub(crate) fn document(path: &str, external: bool) -> Option<String> {
@@ -33,8 +32,7 @@ pub(crate) fn api_resource_list((group, version): Api, metrics: &[String]) -> St
     names.sort_unstable_by_key(|name| (!well_known.contains(name), *name));
     names.dedup();
     let names = if names.is_empty() { well_known } else { names };
-    let start =
-        format!(r#"{{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"{group}/{version}","resources":["#);
+    let start = format!(r#"{{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"{group}/{version}","resources":["#);
     let resources = Resource::all().take(if group == EXTERNAL { 1 } else { usize::MAX });
     let all = resources.flat_map(|resource| names.iter().map(move |name| entry(group, resource, name)));
     let mut length = start.len() + "]}".len();
@@ -207,8 +205,7 @@ mod tests {
 
     #[test]
     fn without_a_listable_name_the_well_known_ones_are_listed() {
-        let bad = ["", "a/b", "a b", "a\"b", "ä", "a\n", "a%2Fb", "..", ".", &"a".repeat(LONGEST_METRIC + 1)]
-            .map(str::to_owned);
+        let bad = ["", "a/b", "a b", "a\"b", "ä", "a\n", "a%2Fb", "..", ".", &"a".repeat(LONGEST_METRIC + 1)].map(str::to_owned);
         for metrics in [&[][..], &bad] {
             let names = names(&api_resource_list((GROUP, "v1beta2"), metrics));
             assert_eq!(names.len(), promql::OWN.lines().count() * Resource::all().count());
@@ -220,10 +217,8 @@ mod tests {
 
     #[test]
     fn the_list_is_valid_and_bounded_whatever_the_number_of_metrics() {
-        let metrics: Vec<String> = (0..20_000)
-            .map(|n| format!("a.custom.metric.{n:05}"))
-            .chain(["net.http.request.count".to_owned()])
-            .collect();
+        let metrics: Vec<String> =
+            (0..20_000).map(|n| format!("a.custom.metric.{n:05}")).chain(["net.http.request.count".to_owned()]).collect();
         let entry_len = entry(GROUP, &Resource::DEPLOYMENTS, "a.custom.metric.00000").len() + 1;
         let mut last = 0;
         for count in (0..400).step_by(31).chain([999, 20_000]) {
@@ -296,8 +291,7 @@ mod tests {
     fn every_placeholder_of_a_path_is_a_parameter() {
         for document in all() {
             for (path, item) in document["paths"].as_object().unwrap() {
-                let placeholders: BTreeSet<_> =
-                    path.split('/').filter_map(|s| s.strip_prefix('{')?.strip_suffix('}')).collect();
+                let placeholders: BTreeSet<_> = path.split('/').filter_map(|s| s.strip_prefix('{')?.strip_suffix('}')).collect();
                 let parameters = item["get"]["parameters"].as_array().cloned().unwrap_or_default();
                 let named: BTreeSet<_> = parameters.iter().filter_map(|parameter| parameter["name"].as_str()).collect();
                 assert_eq!(placeholders, named, "{path}");
@@ -309,9 +303,8 @@ mod tests {
     fn both_versions_define_their_list_and_nothing_of_kubernetes_itself() {
         let document = parsed(&document("/openapi/v2", false).unwrap());
         let names: Vec<_> = document["definitions"].as_object().unwrap().keys().map(String::as_str).collect();
-        let expected =
-            ["v1beta1.MetricValue", "v1beta1.MetricValueList", "v1beta2.MetricValue", "v1beta2.MetricValueList"]
-                .map(|name| format!("io.k8s.metrics.pkg.apis.custom_metrics.{name}"));
+        let expected = ["v1beta1.MetricValue", "v1beta1.MetricValueList", "v1beta2.MetricValue", "v1beta2.MetricValueList"]
+            .map(|name| format!("io.k8s.metrics.pkg.apis.custom_metrics.{name}"));
         assert_eq!(names, expected);
         for (name, definition) in document["definitions"].as_object().unwrap() {
             let kind = &definition["x-kubernetes-group-version-kind"];

@@ -44,9 +44,7 @@ impl Ready {
         let counts = ["/status/readyReplicas", "/status/numberReady", "/status/ready"];
         self.count += counts.iter().find_map(|pointer| object.pointer(pointer)?.as_u64()).unwrap_or(0);
         let ready = |endpoint: &&Value| endpoint.pointer("/conditions/ready") != Some(&Value::Bool(false));
-        let name = |it: &Value| {
-            Some(it.pointer("/targetRef/name").or_else(|| it.pointer("/addresses/0"))?.as_str()?.to_owned())
-        };
+        let name = |it: &Value| Some(it.pointer("/targetRef/name").or_else(|| it.pointer("/addresses/0"))?.as_str()?.to_owned());
         self.pods.extend(items(object, "/endpoints").filter(ready).filter_map(name));
         self.count = self.count.max(self.pods.len() as u64);
     }
@@ -224,14 +222,9 @@ mod tests {
         ] {
             assert_eq!(ready(&[json!({ "status": status })]), expected);
         }
-        let endpoint =
-            |name: &str, ready: Value| json!({ "targetRef": { "name": name }, "conditions": { "ready": ready } });
+        let endpoint = |name: &str, ready: Value| json!({ "targetRef": { "name": name }, "conditions": { "ready": ready } });
         let both = json!({ "endpoints": [endpoint("a", json!(true)), endpoint("b", json!(false)), endpoint("c", json!(null))] });
         let address = json!({ "endpoints": [{ "addresses": ["10.0.0.1"] }] });
-        assert_eq!(
-            ready(&[both.clone(), both, address]),
-            3,
-            "the same pod counts once, and what says nothing is ready"
-        );
+        assert_eq!(ready(&[both.clone(), both, address]), 3, "the same pod counts once, and what says nothing is ready");
     }
 }

@@ -245,8 +245,7 @@ mod tests {
 
     #[test]
     fn a_pattern_escapes_what_has_a_meaning_and_nothing_else_as_re2_refuses_that() {
-        for (text, expected) in [("a-1_b", "a-1_b"), ("a.b|c", r"a\.b\|c"), ("prod–eu", "prod–eu"), ("é€", "é€")]
-        {
+        for (text, expected) in [("a-1_b", "a-1_b"), ("a.b|c", r"a\.b\|c"), ("prod–eu", "prod–eu"), ("é€", "é€")] {
             assert_eq!(pattern(text), expected);
         }
     }
@@ -254,16 +253,8 @@ mod tests {
     #[test]
     fn the_function_over_time_follows_what_a_sample_is() {
         let table = [
-            (
-                "net.http.request.count",
-                "avg",
-                "sum_over_time(sysdig_container_net_http_request_count{X}[59999ms]) / 60",
-            ),
-            (
-                "net.http.request.count",
-                "timeAvg",
-                "sum_over_time(sysdig_container_net_http_request_count{X}[59999ms]) / 60",
-            ),
+            ("net.http.request.count", "avg", "sum_over_time(sysdig_container_net_http_request_count{X}[59999ms]) / 60"),
+            ("net.http.request.count", "timeAvg", "sum_over_time(sysdig_container_net_http_request_count{X}[59999ms]) / 60"),
             ("net.http.request.count", "max", "max_over_time(sysdig_container_net_http_request_count{X}[59999ms])"),
             ("sysdig_host_net_total_bytes", "avg", "sum_over_time(sysdig_host_net_total_bytes{X}[59999ms]) / 60"),
             ("cpu.used.percent", "avg", "avg_over_time(sysdig_container_cpu_used_percent{X}[59999ms])"),
@@ -281,9 +272,7 @@ mod tests {
                 "{metric}: {query}"
             );
         }
-        for (metric, time) in
-            [("orders_total", "max"), ("jvm.heap.used", "avg"), ("net.http.nope", "avg"), ("a-b", "avg")]
-        {
+        for (metric, time) in [("orders_total", "max"), ("jvm.heap.used", "avg"), ("net.http.nope", "avg"), ("a-b", "avg")] {
             assert!(asked(&question(metric, time)).is_err(), "{metric}");
         }
         let refusal = asked(&question("net.http.nope", "avg")).unwrap_err().message;
@@ -300,8 +289,7 @@ mod tests {
 
     #[test]
     fn nothing_in_a_value_can_end_its_string_or_mean_more_than_itself() {
-        let hostile =
-            ["a\"} or up{x=\"", "a\\", "a\nb", "a|b", ".*", "a.b", "(", "[a]", "a{2}", "^$", "\"", "\\\"", "é"];
+        let hostile = ["a\"} or up{x=\"", "a\\", "a\nb", "a|b", ".*", "a.b", "(", "[a]", "a{2}", "^$", "\"", "\\\"", "é"];
         for value in hostile {
             let text = matchers(value, &[]);
             let quoted = text.strip_prefix("kube_cluster_name=~").expect("one matcher");

@@ -9,8 +9,7 @@ use std::fmt;
 const MAX_NANOS: i128 = i64::MAX as i128 * 1_000_000;
 
 /// Suffixes of the decimal SI form, largest first, with their power of ten in billionths.
-const SUFFIXES: [(u32, &str); 9] =
-    [(24, "P"), (21, "T"), (18, "G"), (15, "M"), (12, "k"), (9, ""), (6, "m"), (3, "u"), (0, "n")];
+const SUFFIXES: [(u32, &str); 9] = [(24, "P"), (21, "T"), (18, "G"), (15, "M"), (12, "k"), (9, ""), (6, "m"), (3, "u"), (0, "n")];
 
 /// A number in billionths, the finest unit of Kubernetes, within what a HorizontalPodAutoscaler can compute with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -198,10 +198,7 @@ impl Fetch<'_> {
         let Some(row) = self.rows.get(object).filter(|row| row.value.is_some() || provable).cloned() else {
             let selected = if labels.is_empty() { "" } else { " with the labels of the metric's selector" };
             let ask = "is CLUSTER_NAME the name that Sysdig shows, does the token's team see this namespace, does the agent run?";
-            return Err(refusal!(
-                NoData,
-                "Sysdig has no sample of {metric} for {what}{selected} in the last {window} s: {ask}"
-            ));
+            return Err(refusal!(NoData, "Sysdig has no sample of {metric} for {what}{selected} in the last {window} s: {ask}"));
         };
         let quantity = row.value.unwrap_or(Ok(Quantity::ZERO));
         let quantity = quantity.map_err(|reason| no_value(reason, metric, &what, &row.differing))?;

@@ -140,20 +140,8 @@ mod tests {
             ("no list", &ours.1, "", ours.leaf("whoever", client()), true),
             ("two authorities", &both, r#"["front-proxy-client"]"#, ours.leaf("front-proxy-client", client()), true),
             ("wrong name", &ours.1, r#"["front-proxy-client"]"#, ours.leaf("joe", client()), false),
-            (
-                "rogue authority",
-                &ours.1,
-                r#"["front-proxy-client"]"#,
-                other.leaf("front-proxy-client", client()),
-                false,
-            ),
-            (
-                "server certificate",
-                &ours.1,
-                "[]",
-                ours.leaf("front-proxy-client", ExtendedKeyUsagePurpose::ServerAuth),
-                false,
-            ),
+            ("rogue authority", &ours.1, r#"["front-proxy-client"]"#, other.leaf("front-proxy-client", client()), false),
+            ("server certificate", &ours.1, "[]", ours.leaf("front-proxy-client", ExtendedKeyUsagePurpose::ServerAuth), false),
         ];
         for (case, pem, names, leaf, allowed) in table {
             let config = RequestHeader::parse(&config_map(pem, names)).unwrap();
@@ -185,17 +173,11 @@ mod tests {
         let good = ca().1;
         let table = [
             (json!({}), "requestheader-username-headers"),
-            (
-                json!({ "data": { "requestheader-username-headers": "X-Remote-User" } }),
-                "requestheader-username-headers",
-            ),
+            (json!({ "data": { "requestheader-username-headers": "X-Remote-User" } }), "requestheader-username-headers"),
             (json!({ "data": { "requestheader-username-headers": "[\"u\"]" } }), "requestheader-client-ca-file"),
             (config_map("", "[]"), "requestheader-client-ca-file"),
             (config_map("not pem", "[]"), "requestheader-client-ca-file"),
-            (
-                config_map("-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n", "[]"),
-                "requestheader-client-ca-file",
-            ),
+            (config_map("-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n", "[]"), "requestheader-client-ca-file"),
             (config_map(&good, "[1]"), "requestheader-allowed-names"),
             (config_map(&good, "{}"), "requestheader-allowed-names"),
         ];

@@ -136,9 +136,7 @@ impl Resource {
         match Self::all().find(|it| it.plural == name || it.qualified() == name) {
             Some(resource) if resource.is_namespaced() => Ok(resource),
             Some(Self { plural, .. }) => Err(refusal!(InvalidRequest, "{plural} are read at {plural}/NAME/METRIC")),
-            None => {
-                Err(refusal!(NotFound, "no metrics are served for resource {}: use one of {}", quoted(text), known()))
-            }
+            None => Err(refusal!(NotFound, "no metrics are served for resource {}: use one of {}", quoted(text), known())),
         }
     }
 
@@ -312,10 +310,7 @@ mod tests {
             ("/readyz?verbose=true", Route::Health("readyz", true)),
             ("/openapi/v2", document("/openapi/v2")),
             ("/openapi/v3", document("/openapi/v3")),
-            (
-                "/openapi/v3/apis/custom.metrics.k8s.io/v1beta1?hash=0",
-                document("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1"),
-            ),
+            ("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1?hash=0", document("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1")),
             ("/version", Route::Version),
         ];
         for (target, expected) in table {
@@ -341,8 +336,7 @@ mod tests {
             ("jobs/j", &Resource::JOBS, &Resource::JOBS, "j"),
         ];
         for (middle, described, resource, object) in table {
-            let target =
-                format!("/apis/custom.metrics.k8s.io/v1beta1/namespaces/default/{middle}/net.http.request.count");
+            let target = format!("/apis/custom.metrics.k8s.io/v1beta1/namespaces/default/{middle}/net.http.request.count");
             let read = read_of(&target).unwrap();
             assert_eq!(
                 (read.described, read.select.resource, read.select.name.as_str()),
@@ -382,8 +376,7 @@ mod tests {
     #[test]
     fn selectors_are_those_of_the_objects_and_of_the_metric() {
         let base = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/pods";
-        let read =
-            read_of(&format!("{base}/%2A/m?labelSelector=app%3Dkuard%2Ctier+in+%28a%2Cb%29&metricLabelSelector=a%3Db"));
+        let read = read_of(&format!("{base}/%2A/m?labelSelector=app%3Dkuard%2Ctier+in+%28a%2Cb%29&metricLabelSelector=a%3Db"));
         let read = read.unwrap();
         assert_eq!(read.select.labels, "app=kuard,tier in (a,b)");
         assert_eq!(read.selector, [Requirement::is("a", ["b".to_owned()])]);
@@ -460,9 +453,7 @@ mod tests {
     #[test]
     fn parameters_without_meaning_here_do_no_harm() {
         let target = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/services/kuard/m";
-        for query in
-            ["pretty=true", "timeout=32s", "limit=500", "watch=false", "metricLabelSelector=", "labelSelector=", "&&"]
-        {
+        for query in ["pretty=true", "timeout=32s", "limit=500", "watch=false", "metricLabelSelector=", "labelSelector=", "&&"] {
             assert!(read_of(&format!("{target}?{query}")).is_ok(), "{query}");
         }
     }

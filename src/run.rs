@@ -2,9 +2,7 @@
 
 use crate::prelude::*;
 use crate::tls::{certified_key, server_config};
-use crate::{
-    auth::Auth, certs::Keeper, connections::Connections, door::Door, handler::Handler, readings::Readings, server,
-};
+use crate::{auth::Auth, certs::Keeper, connections::Connections, door::Door, handler::Handler, readings::Readings, server};
 use signal_hook::{consts, flag};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::{env, error, fs, process::ExitCode};
@@ -183,10 +181,8 @@ mod tests {
 
     #[test]
     fn the_number_of_connections_stays_below_the_limit_of_open_files() {
-        let limits =
-            |soft| format!("Limit  Soft Limit  Hard Limit  Units\nMax open files            {soft}   524288  files\n");
-        for (soft, expected) in [("1024", 240), ("1048576", 512), ("unlimited", 512), ("64", 8), ("", 512), ("256", 48)]
-        {
+        let limits = |soft| format!("Limit  Soft Limit  Hard Limit  Units\nMax open files            {soft}   524288  files\n");
+        for (soft, expected) in [("1024", 240), ("1048576", 512), ("unlimited", 512), ("64", 8), ("", 512), ("256", 48)] {
             assert_eq!(capacity(&limits(soft)), expected, "{soft}");
         }
         assert_eq!(capacity(""), 512);

@@ -176,12 +176,9 @@ mod tests {
         ];
         for (text, expected) in table {
             let (found, _) = parsed(text).unwrap();
-            let found: Vec<(&str, Operator, Vec<&str>)> = found
-                .iter()
-                .map(|it| (it.key.as_str(), it.operator, it.values.iter().map(String::as_str).collect()))
-                .collect();
-            let expected: Vec<_> =
-                expected.iter().map(|(key, operator, list)| (*key, *operator, list.to_vec())).collect();
+            let found: Vec<(&str, Operator, Vec<&str>)> =
+                found.iter().map(|it| (it.key.as_str(), it.operator, it.values.iter().map(String::as_str).collect())).collect();
+            let expected: Vec<_> = expected.iter().map(|(key, operator, list)| (*key, *operator, list.to_vec())).collect();
             assert_eq!(found, expected, "{text}");
         }
     }

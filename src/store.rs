@@ -285,13 +285,7 @@ mod tests {
             let at = at + SECOND * after;
             assert_eq!(metric(store.next(at)), due.then(|| "again".to_owned()), "after {after} s");
             if due {
-                store.done(
-                    &(plan("again", "kuard").question, vec![plan("again", "kuard").select]),
-                    good(NOW),
-                    1,
-                    at,
-                    NOW,
-                );
+                store.done(&(plan("again", "kuard").question, vec![plan("again", "kuard").select]), good(NOW), 1, at, NOW);
             }
         }
         let at = at + SECOND * 311;

@@ -289,8 +289,7 @@ mod tests {
 
     fn sysdig(cluster: &str) -> Sysdig {
         let variables = [("CLUSTER_NAME", cluster), ("SDC_TOKEN", "a-token")];
-        let config =
-            Config::read(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| Ok((*value).to_owned())));
+        let config = Config::read(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| Ok((*value).to_owned())));
         Sysdig::new(&config.unwrap()).unwrap()
     }
 
@@ -306,11 +305,7 @@ mod tests {
         let sysdig = sysdig("blue");
         let token = Secret::new("a-token").unwrap();
         let table = [
-            (
-                401,
-                r#"{"timestamp":1,"status":401,"error":"Unauthorized a-token","path":"/"}"#,
-                Reason::BackendUnauthorized,
-            ),
+            (401, r#"{"timestamp":1,"status":401,"error":"Unauthorized a-token","path":"/"}"#, Reason::BackendUnauthorized),
             (403, r#"{"errors":[{"reason":"r","message":"Access is denied"}]}"#, Reason::BackendForbidden),
             (429, r#"{"type":"t","message":"slow down","details":[]}"#, Reason::BackendRateLimited),
             (400, r#"{"errors":[{"reason":"Metric not found"}]}"#, Reason::BackendRejected),

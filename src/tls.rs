@@ -118,12 +118,7 @@ pub(crate) type Body = Result<Vec<u8>, ureq::Error>;
 
 /// One request with a bearer token; the types are that of the answer and of `body`. The body is bounded.
 pub(crate) fn exchange(
-    agent: &Agent,
-    method: Method,
-    url: &str,
-    token: &Secret,
-    [accept, kind]: [&str; 2],
-    body: String,
+    agent: &Agent, method: Method, url: &str, token: &Secret, [accept, kind]: [&str; 2], body: String,
 ) -> Result<(u16, HeaderMap, Body), ureq::Error> {
     let request = Request::builder().method(method).uri(url).header("Accept", accept).header("Content-Type", kind);
     let request = request.header("Authorization", format!("Bearer {}", token.expose())).body(body)?;

@@ -102,10 +102,7 @@ fn a_certificate_speaks_for_users_if_it_leads_to_a_trusted_authority_and_has_an_
         ("with the name in capitals", leaf(&shouted)),
         ("with an accent in the name", leaf("front-proxy-clíent")),
         ("with no name", leaf("")),
-        (
-            "with the name as an alternative name",
-            ours.issue(LeafOptions { sans: &[FRONT_PROXY], ..client_leaf("joe") }),
-        ),
+        ("with the name as an alternative name", ours.issue(LeafOptions { sans: &[FRONT_PROXY], ..client_leaf("joe") })),
         ("with the name as its organization", ours.issue(LeafOptions { orgs: &[FRONT_PROXY], ..client_leaf("joe") })),
         ("with another name that is allowed", leaf("aggregator")),
     ];
@@ -151,12 +148,7 @@ fn a_certificate_speaks_for_users_if_it_leads_to_a_trusted_authority_and_has_an_
                 scope.spawn(move || {
                     let response = court.shows(identity).request("GET", READ, &[("X-Remote-User", HPA)]);
                     let expected = if accepted.contains(case) { 200 } else { 401 };
-                    assert_eq!(
-                        response.status,
-                        expected,
-                        "a certificate {case}, allowed {names:?}: {}",
-                        response.text()
-                    );
+                    assert_eq!(response.status, expected, "a certificate {case}, allowed {names:?}: {}", response.text());
                 });
             }
         });
@@ -255,10 +247,7 @@ fn identities() -> Vec<(Headers, Option<Value>)> {
             vec![("X-Remote-User", ""), ("Authorization", "Bearer other-token")],
             Some(json!({ "user": "other", "uid": "uid-of-other", "groups": ["devs", everyone] })),
         ),
-        (
-            vec![("X-Remote-User", "u15"), ("Impersonate-User", "root")],
-            Some(json!({ "user": "u15", "groups": [everyone] })),
-        ),
+        (vec![("X-Remote-User", "u15"), ("Impersonate-User", "root")], Some(json!({ "user": "u15", "groups": [everyone] }))),
     ]
 }
 
@@ -497,11 +486,7 @@ fn who_may_not_read_everything_is_asked_about_exactly_what_they_read() {
         assert_eq!(response.status, status, "{object}: {}", response.text());
         let mut questions = court.questions();
         if index == 0 {
-            assert_eq!(
-                questions.remove(0)["resourceAttributes"],
-                wide("get"),
-                "the wide question comes first, and once"
-            );
+            assert_eq!(questions.remove(0)["resourceAttributes"], wide("get"), "the wide question comes first, and once");
         }
         let [question] = questions.as_slice() else { panic!("{object}: {questions:#?}") };
         let attributes = &question["resourceAttributes"];

@@ -13,8 +13,7 @@ use support::client::SERVER_NAME;
 use support::dir::replace;
 use support::kubernetes::Fault;
 use support::{
-    Adapter, CERTIFICATE_SECRET, Ca, Client, FRONT_PROXY, HPA, HPA_GROUPS, READ, Setup, Stage, api_service, eventually,
-    slot,
+    Adapter, CERTIFICATE_SECRET, Ca, Client, FRONT_PROXY, HPA, HPA_GROUPS, READ, Setup, Stage, api_service, eventually, slot,
 };
 use sysdig_metrics_adapter::tls::decode_base64;
 
@@ -44,9 +43,7 @@ fn is_trusted(stage: &Stage, port: u16, version: &str, name: &str) -> bool {
 #[track_caller]
 fn trusted(stage: &Stage, adapter: &Adapter) {
     for version in ["v1beta1", "v1beta2"] {
-        eventually("the API server trusts the adapter", SOON, || {
-            is_trusted(stage, adapter.port(), version, SERVER_NAME)
-        });
+        eventually("the API server trusts the adapter", SOON, || is_trusted(stage, adapter.port(), version, SERVER_NAME));
     }
 }
 
@@ -79,9 +76,7 @@ fn by_default_the_api_server_can_verify_every_name_of_the_service() {
     let setup = Setup::start(binary);
     trusted(&setup, &setup.adapter);
     for version in ["v1beta1", "v1beta2"] {
-        for name in
-            ["api.custom-metrics.svc", "api.custom-metrics.svc.cluster.local", "api.custom-metrics", "api", "localhost"]
-        {
+        for name in ["api.custom-metrics.svc", "api.custom-metrics.svc.cluster.local", "api.custom-metrics", "api", "localhost"] {
             assert!(is_trusted(&setup, setup.adapter.port(), version, name), "{version} {name}");
         }
         for name in ["custom-metrics.svc", "other.custom-metrics.svc", "api.other.svc", "kubernetes.default.svc"] {
@@ -143,10 +138,7 @@ fn replicas_that_start_at_the_same_moment_agree_on_one_certificate() {
             silent_about_keys(&stage, adapter);
         }
         for version in ["v1beta1", "v1beta2"] {
-            assert_eq!(
-                bundle(&stage, version),
-                pem_of(&stage.kubernetes.objects()[CERTIFICATE_SECRET]["data"]["ca.crt"])
-            );
+            assert_eq!(bundle(&stage, version), pem_of(&stage.kubernetes.objects()[CERTIFICATE_SECRET]["data"]["ca.crt"]));
         }
     }
 }
@@ -194,9 +186,7 @@ fn a_slot_of_somebody_else_or_without_verification_is_reported_and_left_alone() 
     let foreign = slot("v1beta1", "prometheus-adapter");
     stage.kubernetes.object(&api_service("v1beta1"), foreign.clone());
     let setup = stage.start(binary(), &[]);
-    setup
-        .adapter
-        .wait_log("APIService v1beta1.custom.metrics.k8s.io belongs to Service custom-metrics/prometheus-adapter");
+    setup.adapter.wait_log("APIService v1beta1.custom.metrics.k8s.io belongs to Service custom-metrics/prometheus-adapter");
     eventually("ours is trusted", SOON, || is_trusted(&setup, setup.adapter.port(), "v1beta2", SERVER_NAME));
     setup.adapter.wait_ready(&setup.client);
     assert_eq!(setup.kubernetes.objects()[&api_service("v1beta1")]["spec"], foreign["spec"]);
@@ -369,9 +359,7 @@ fn the_front_proxys_authority_and_the_service_accounts_token_rotate_without_a_fa
                 setup.kubernetes.accept_too(&token);
                 replace(&setup.dir.path().join("token"), &token);
                 let before = setup.kubernetes.requests().len();
-                eventually("the Kubernetes API is asked again", SOON, || {
-                    setup.kubernetes.requests().len() > before + 5
-                });
+                eventually("the Kubernetes API is asked again", SOON, || setup.kubernetes.requests().len() > before + 5);
                 setup.kubernetes.set_token(&token);
             }
             assert_eq!((answers(old), answers(&new)), (200, 401));
@@ -380,9 +368,7 @@ fn the_front_proxys_authority_and_the_service_accounts_token_rotate_without_a_fa
             assert_eq!(answers(old), 200);
             // What cannot be used leaves what is in force.
             setup.kubernetes.requestheader("no certificate", &[FRONT_PROXY]);
-            eventually("the broken one is reported", SOON, || {
-                setup.adapter.log().contains("requestheader-client-ca-file holds")
-            });
+            eventually("the broken one is reported", SOON, || setup.adapter.log().contains("requestheader-client-ca-file holds"));
             assert_eq!((answers(old), answers(&new)), (200, 200));
         },
     );

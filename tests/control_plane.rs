@@ -193,10 +193,7 @@ impl Stage {
         for expected in WALK_THROUGH_OBJECTS {
             assert!(lines.contains(&expected), "{expected} is not in {applied}");
         }
-        assert!(
-            lines.contains(&"apiservice.apiregistration.k8s.io/v1beta2.custom.metrics.k8s.io created"),
-            "{applied}"
-        );
+        assert!(lines.contains(&"apiservice.apiregistration.k8s.io/v1beta2.custom.metrics.k8s.io created"), "{applied}");
         self.repoint();
         let refused = plane.refused(&["get", "--raw", READ]);
         assert!(refused.contains("ServiceUnavailable"), "{refused}");
@@ -213,16 +210,7 @@ impl Stage {
             "type": "ExternalName", "externalName": "localhost", "clusterIP": "", "clusterIPs": null, "selector": null,
             "ports": [{ "name": "https", "port": port, "protocol": "TCP" }],
         } });
-        self.plane.run(&[
-            "patch",
-            "service",
-            "api",
-            "-n",
-            "custom-metrics",
-            "--type=merge",
-            "-p",
-            &service.to_string(),
-        ]);
+        self.plane.run(&["patch", "service", "api", "-n", "custom-metrics", "--type=merge", "-p", &service.to_string()]);
         self.slots.iter().for_each(|name| self.lead_here(name));
     }
 
@@ -272,9 +260,7 @@ impl Stage {
         assert_eq!((&item["describedObject"], &item["metricName"]), (&object, &json!(METRIC)));
         assert_eq!(item["value"], "0", "an idle service is 0");
         self.load(20.25);
-        self.plane.until("what has changed is read", || {
-            self.plane.json(&["get", "--raw", READ])["items"][0]["value"] == "6750m"
-        });
+        self.plane.until("what has changed is read", || self.plane.json(&["get", "--raw", READ])["items"][0]["value"] == "6750m");
     }
 
     fn discovery(&self) {
@@ -286,12 +272,10 @@ impl Stage {
         let resources = plane.kubectl(&["api-resources"]);
         assert!(resources.status.success() && resources.stderr.is_empty(), "{resources:?}");
         let list = plane.json(&["get", "--raw", "/apis/custom.metrics.k8s.io/v1beta1"]);
-        let names: Vec<&str> =
-            list["resources"].as_array().unwrap().iter().filter_map(|it| it["name"].as_str()).collect();
+        let names: Vec<&str> = list["resources"].as_array().unwrap().iter().filter_map(|it| it["name"].as_str()).collect();
         assert!(names.contains(&"services/net.http.request.count"), "{names:?}");
-        plane.until("the OpenAPI document is merged", || {
-            plane.run(&["get", "--raw", "/openapi/v2"]).contains("readSysdigMetric")
-        });
+        plane
+            .until("the OpenAPI document is merged", || plane.run(&["get", "--raw", "/openapi/v2"]).contains("readSysdigMetric"));
         for version in ["v1beta1", "v1beta2"] {
             plane.until(&format!("the OpenAPI document of {version} is passed on"), || {
                 let path = format!("/openapi/v3/apis/custom.metrics.k8s.io/{version}");
@@ -420,15 +404,7 @@ impl Stage {
         self.start_adapter(&[&REMEMBERING[..], &[("EXTERNAL_METRICS", "true")]].concat());
         let plane = &self.plane;
         let slot = plane.json(&["get", "apiservice", slot, "-o", "json"]);
-        let kept = plane.json(&[
-            "get",
-            "secret",
-            "custom-metrics-apiserver-certificate",
-            "-n",
-            "custom-metrics",
-            "-o",
-            "json",
-        ]);
+        let kept = plane.json(&["get", "secret", "custom-metrics-apiserver-certificate", "-n", "custom-metrics", "-o", "json"]);
         assert!(slot["spec"]["caBundle"].is_string(), "{slot}");
         assert_eq!(slot["spec"]["caBundle"], kept["data"]["ca.crt"], "the adapter writes its authority there");
         plane.until("kubectl api-versions lists it", || {

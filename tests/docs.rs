@@ -14,8 +14,7 @@ fn read(file: &str) -> String {
 }
 
 fn in_folder(folder: &str) -> Vec<PathBuf> {
-    let mut found: Vec<_> =
-        fs::read_dir(root().join(folder)).expect(folder).map(|entry| entry.unwrap().path()).collect();
+    let mut found: Vec<_> = fs::read_dir(root().join(folder)).expect(folder).map(|entry| entry.unwrap().path()).collect();
     found.sort();
     found
 }
@@ -73,8 +72,7 @@ fn the_reasons_are_those_of_the_source_in_its_order() {
 fn every_setting_is_in_the_readme() {
     let (source, readme) = (read("src/config.rs"), read("README.md"));
     let source = source.split("#[cfg(test)]").next().unwrap_or_default();
-    let is_name =
-        |text: &&str| text.contains('_') && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+    let is_name = |text: &&str| text.contains('_') && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
     let quoted = source.lines().flat_map(|line| line.split('"').skip(1).step_by(2));
     let names: BTreeSet<&str> = quoted.filter(is_name).collect();
     assert!(names.len() > 20, "{names:?}");
@@ -122,10 +120,7 @@ const COMMANDS: &[(&str, How)] = &[
     ("docker ", NO_REGISTRY),
     ("kind load ", NO_REGISTRY),
     ("kubectl get --raw", How::Run(PLANE, "\"get\", \"--raw\"")),
-    (
-        "kubectl get hpa kuard-autoscaler",
-        How::Run("tests/control_plane/load.rs", "\"get\", \"hpa\", \"kuard-autoscaler\""),
-    ),
+    ("kubectl get hpa kuard-autoscaler", How::Run("tests/control_plane/load.rs", "\"get\", \"hpa\", \"kuard-autoscaler\"")),
     ("kubectl get apiservice ", How::Run(PLANE, "\"get\", \"apiservice\"")),
     ("kubectl get deployment,service,clusterrole,apiservice", OTHERS),
     ("kubectl get scaledobject", OTHERS),
@@ -142,10 +137,7 @@ const COMMANDS: &[(&str, How)] = &[
     ("ab -c 10", How::Not("there are no pods to load; the demo plays it")),
     ("curl -sk", How::Not("it goes through port-forward; tests/auth.rs asks the same with a token")),
     ("kubectl describe hpa", How::Run("tests/control_plane/load.rs", "\"describe\", \"hpa\"")),
-    (
-        "kubectl patch secret custom-metrics-apiserver-certificate",
-        How::Run("tests/control_plane/trust.rs", "&[\"patch\"]"),
-    ),
+    ("kubectl patch secret custom-metrics-apiserver-certificate", How::Run("tests/control_plane/trust.rs", "&[\"patch\"]")),
     ("kubectl delete apiservice ", How::Run(PLANE, "\"delete\", \"apiservice\"")),
     ("kubectl delete -f manifests/", How::Run(PLANE, "\"delete\", \"-f\"")),
     ("kubectl delete deployment", OTHERS),

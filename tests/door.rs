@@ -111,12 +111,10 @@ fn names_beyond_ascii_reach_the_access_review_unchanged() {
     });
     let setup = stage.start(binary(), &[]);
     setup.adapter.wait_ready(&setup.client);
-    for (user, group) in
-        [("josé", "Équipe"), ("用户", "a b%20c, d"), ("per%cent", "ops;x=1"), ("é".repeat(200).as_str(), "😀")]
+    for (user, group) in [("josé", "Équipe"), ("用户", "a b%20c, d"), ("per%cent", "ops;x=1"), ("é".repeat(200).as_str(), "😀")]
     {
         lock(&specs).clear();
-        let headers =
-            [("X-Remote-User", user), ("X-Remote-Group", group), ("X-Remote-Extra-Où", "là"), ("X-Remote-Uid", "ü")];
+        let headers = [("X-Remote-User", user), ("X-Remote-Group", group), ("X-Remote-Extra-Où", "là"), ("X-Remote-Uid", "ü")];
         let response = setup.client.request("GET", "/apis", &headers[..2]);
         assert_eq!(response.status, 200, "{}", response.text());
         let spec = lock(&specs).pop().unwrap();
@@ -305,9 +303,7 @@ fn a_flood_of_unknown_certificates_uses_up_neither_descriptors_nor_threads() {
         assert!(most.0 < 256 && most.1 < 128, "{most:?}");
     });
     for client in [&setup.client, &anonymous(&setup)] {
-        eventually("the port works", SOON, || {
-            client.try_request("GET", "/healthz", &[]).is_ok_and(|r| r.status == 200)
-        });
+        eventually("the port works", SOON, || client.try_request("GET", "/healthz", &[]).is_ok_and(|r| r.status == 200));
     }
     assert_eq!(setup.read(READ).status, 200);
     let log = setup.adapter.log();
@@ -439,10 +435,7 @@ fn a_connection_is_kept_or_closed_as_its_client_says() {
         let table = [
             ("GET /version HTTP/1.1\r\nHost: a\r\n\r\n", true),
             ("GET /version HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n\r\n", true),
-            (
-                "GET /version HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nTE: trailers\r\nExpect: 100-continue\r\n\r\n",
-                true,
-            ),
+            ("GET /version HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nTE: trailers\r\nExpect: 100-continue\r\n\r\n", true),
             ("GET /version HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", false),
             ("GET /version HTTP/1.1\r\nHost: a\r\nConnection: TE, Close\r\n\r\n", false),
             ("GET /version HTTP/1.0\r\n\r\n", false),

@@ -114,10 +114,7 @@ fn with_the_setting_it_is_discovered_in_every_form() {
 
     let found = aggregated(&setup);
     let item = found["items"].as_array().unwrap().iter().find(|it| it["metadata"]["name"] == GROUP).unwrap();
-    assert_eq!(
-        (&item["versions"][0]["version"], item["versions"].as_array().map(Vec::len)),
-        (&json!("v1beta1"), Some(1))
-    );
+    assert_eq!((&item["versions"][0]["version"], item["versions"].as_array().map(Vec::len)), (&json!("v1beta1"), Some(1)));
     assert_eq!(item["versions"][0]["freshness"], "Current");
     let custom = found["items"].as_array().unwrap().iter().filter(|it| it["metadata"]["name"] != GROUP).count();
     assert_eq!(custom, 1, "the other group is there as before");
@@ -209,8 +206,7 @@ fn in_promql_a_metric_of_several_series_is_refused_with_what_tells_them_apart() 
         return;
     }
     let series = |cluster: &str, namespace: &str, queue: &str, first: f64| {
-        let labels =
-            format!(r#"kube_cluster_name="{cluster}",kube_namespace_name="{namespace}",queue="{queue}",zone="a""#);
+        let labels = format!(r#"kube_cluster_name="{cluster}",kube_namespace_name="{namespace}",queue="{queue}",zone="a""#);
         Samples { series: format!("queue_depth{{{labels}}}"), first, step: 0.0, newest: ONGOING }
     };
     let samples = [

@@ -14,9 +14,7 @@ use serde_json::{Value, json};
 use support::http::{HttpServer, Reply, lock};
 use support::pki::rustls_server_config;
 use support::sysdig::Fault;
-use support::{
-    Ca, Client, HPA, HPA_GROUPS, LeafOptions, Response, Setup, Stage, TOKEN, eventually, kubernetes, unix_now,
-};
+use support::{Ca, Client, HPA, HPA_GROUPS, LeafOptions, Response, Setup, Stage, TOKEN, eventually, kubernetes, unix_now};
 
 const API: &str = "/apis/custom.metrics.k8s.io/v1beta1";
 const BASE: &str = "/apis/custom.metrics.k8s.io/v1beta1/namespaces/default";
@@ -191,12 +189,7 @@ fn metrics_and_queries() -> Vec<Case> {
             ..target(&format!("/{}", "a".repeat(100_000)), 400, "invalid-request", "8192 bytes")
         },
         routed(request("GET", "/apis", "Accept: text/html\r\n"), 406, "not-acceptable", "application/json"),
-        routed(
-            request("GET", API, "Accept: application/vnd.kubernetes.protobuf\r\n"),
-            406,
-            "not-acceptable",
-            "application/json",
-        ),
+        routed(request("GET", API, "Accept: application/vnd.kubernetes.protobuf\r\n"), 406, "not-acceptable", "application/json"),
         // A user without name is nobody, whatever the groups.
         routed(
             b"GET /apis HTTP/1.1\r\nHost: a\r\nX-Remote-Group: system:masters\r\n\r\n".to_vec(),
@@ -261,8 +254,7 @@ fn heads() -> Vec<Case> {
         let head = [b"GET /apis HTTP/1.1\r\nHost: a\r\n", header, b"\r\n\r\n"].concat();
         refused(head, 400, bad, "header line is malformed")
     };
-    let version =
-        |version: &str| refused(format!("GET /apis {version}\r\nHost: a\r\n\r\n"), 505, "http-version", "use HTTP/1.1");
+    let version = |version: &str| refused(format!("GET /apis {version}\r\nHost: a\r\n\r\n"), 505, "http-version", "use HTTP/1.1");
     let malformed = "request line is malformed";
     vec![
         refused("GET /\r\n\r\n", 400, bad, malformed),
@@ -306,12 +298,7 @@ fn heads() -> Vec<Case> {
         header(b"X\0Y: a"),
         header("Ünicode: a".as_bytes()),
         header(b"X\xff: a"),
-        refused(
-            "GET /apis HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
-            400,
-            bad,
-            "Upgrade",
-        ),
+        refused("GET /apis HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 400, bad, "Upgrade"),
         refused("GET /apis HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\n\r\n", 400, bad, "Upgrade"),
         refused("GET /apis HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, uPGRADE\r\n\r\n", 400, bad, "Upgrade"),
         refused(request("GET", "/apis", &"X: y\r\n".repeat(20_001)), 431, "head-too-large", "20000"),
@@ -364,8 +351,7 @@ fn hostile_requests_get_a_status_or_a_closed_connection_and_the_next_request_wor
     let anonymous = Client::new(setup.adapter.port(), None);
     let good = format!("{BASE}/services/kuard/{METRIC}");
     assert_eq!(value(&setup.read(&good)), Ok("50".to_owned()));
-    let cases: Vec<Case> =
-        [paths(), metrics_and_queries(), methods(), bodies(), heads()].into_iter().flatten().collect();
+    let cases: Vec<Case> = [paths(), metrics_and_queries(), methods(), bodies(), heads()].into_iter().flatten().collect();
     assert!(cases.len() >= 60);
     let (queries, own) = (setup.sysdig.queries().len(), setup.adapter.threads());
     for (index, case) in cases.iter().enumerate() {
@@ -404,10 +390,7 @@ fn no_tls() -> Vec<(&'static str, Vec<u8>)> {
         ("half a record header", vec![22, 3]),
         ("a record that never ends", record(22, 16_000, &[1, 0, 0])),
         ("a record that is too long", record(22, 0xffff, &[1; 0xffff])),
-        (
-            "a handshake message that is too long",
-            record(22, 16_384, &[&[1, 0xff, 0xff, 0xff], &[0; 16_380][..]].concat()),
-        ),
+        ("a handshake message that is too long", record(22, 16_384, &[&[1, 0xff, 0xff, 0xff], &[0; 16_380][..]].concat())),
         ("an empty ClientHello", record(22, 4, &[1, 0, 0, 0])),
         ("a garbled ClientHello", record(22, 64, &[&[1, 0, 0, 60], &[0xa5; 60][..]].concat())),
         ("application data first", record(23, 5, b"hello")),
@@ -538,9 +521,8 @@ const TIMEOUT: (u16, &str) = (503, "backend-timeout");
 
 /// What goes wrong, and the status code and reason word that say so.
 fn failures() -> Vec<(Fault, (u16, &'static str))> {
-    let status = |status: u16, word: &'static str| {
-        (Fault::Status(status), (if word == "backend-rejected" { 404 } else { 503 }, word))
-    };
+    let status =
+        |status: u16, word: &'static str| (Fault::Status(status), (if word == "backend-rejected" { 404 } else { 503 }, word));
     vec![
         (Fault::Garbage, INVALID),
         (Fault::Truncated, INVALID),
@@ -921,10 +903,7 @@ fn a_name_of_sysdigs_that_does_not_resolve_is_said_so_and_in_time() {
     let (code, word, message) = refusal(&account.read(&name));
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
     // A resolver that is slow to say no is as good as one that hangs.
-    assert!(
-        code == 503 && ["backend-unreachable", "backend-timeout"].contains(&word.as_str()),
-        "{code} {word}: {message}"
-    );
+    assert!(code == 503 && ["backend-unreachable", "backend-timeout"].contains(&word.as_str()), "{code} {word}: {message}");
     assert!(message.contains("sysdig.invalid"), "{message}");
 }
 
@@ -982,10 +961,8 @@ fn a_kubernetes_api_that_cannot_tell_who_may_what_is_never_an_allowance() {
     use kubernetes::Fault;
     let mut account = Account::start();
     let anonymous = Client::new(account.setup.adapter.port(), None);
-    let bearer =
-        |token: &str, path: &str| anonymous.request("GET", path, &[("Authorization", &format!("Bearer {token}"))]);
-    let (access, tokens) =
-        ("/apis/authorization.k8s.io/v1/subjectaccessreviews", "/apis/authentication.k8s.io/v1/tokenreviews");
+    let bearer = |token: &str, path: &str| anonymous.request("GET", path, &[("Authorization", &format!("Bearer {token}"))]);
+    let (access, tokens) = ("/apis/authorization.k8s.io/v1/subjectaccessreviews", "/apis/authentication.k8s.io/v1/tokenreviews");
     for (index, fault) in
         [Fault::Garbage, Fault::Reset, Fault::Truncated, Fault::Status(401), Fault::Status(404), Fault::Status(500)]
             .into_iter()

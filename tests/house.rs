@@ -9,18 +9,8 @@ const MOST_CRATES: usize = 50;
 const MOST_CRATES_WITH_BUILD: usize = 55;
 const MOST_LINES: usize = 4000;
 const MOST_LINES_IN_A_FILE: usize = 500;
-const OWNERS_CARD: [&str; 10] = [
-    "env_logger",
-    "log",
-    "rcgen",
-    "rustls",
-    "rustls-webpki",
-    "serde",
-    "serde_json",
-    "signal-hook",
-    "tiny_http",
-    "ureq",
-];
+const OWNERS_CARD: [&str; 10] =
+    ["env_logger", "log", "rcgen", "rustls", "rustls-webpki", "serde", "serde_json", "signal-hook", "tiny_http", "ureq"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -84,8 +84,7 @@ fn hostile() -> BTreeSet<String> {
         " null",
     ];
     let places = ["{}", "a{}", "{}a", "a{}b"];
-    let all: BTreeSet<_> =
-        pieces.iter().flat_map(|piece| places.iter().map(move |place| place.replace("{}", piece))).collect();
+    let all: BTreeSet<_> = pieces.iter().flat_map(|piece| places.iter().map(move |place| place.replace("{}", piece))).collect();
     assert!(all.len() >= LEAST, "{}", all.len());
     all
 }
@@ -117,11 +116,10 @@ fn strings(query: &str) -> (String, Vec<String>) {
 /// The text that a string of PromQL, which is a pattern, stands for; None if it stands for more than one.
 fn matched(content: &str) -> Option<String> {
     // Such a string without \u and \x escapes is one of JSON, too.
-    let pattern: String =
-        serde_json::from_str(&format!("\"{}\"", content.replace('\t', "\\t"))).ok().or_else(|| {
-            let raw = content.replace("\\\\", "\u{1}").replace("\\\"", "\"").replace("\\n", "\n");
-            Some(raw.replace('\u{1}', "\\"))
-        })?;
+    let pattern: String = serde_json::from_str(&format!("\"{}\"", content.replace('\t', "\\t"))).ok().or_else(|| {
+        let raw = content.replace("\\\\", "\u{1}").replace("\\\"", "\"").replace("\\n", "\n");
+        Some(raw.replace('\u{1}', "\\"))
+    })?;
     let (mut text, mut chars) = (String::new(), pattern.chars());
     while let Some(c) = chars.next() {
         let escaped = c == '\\';
@@ -182,8 +180,7 @@ const PLACES: [&str; 5] = ["cluster", "namespace", "name", "label", "labels"];
 /// What Sysdig is asked with this value in that place. None if it is refused.
 fn asked(recorder: &Recorder, metric: &str, place: &str, value: &str) -> Option<Vec<String>> {
     let at = |here: &str, other: &str| if place == here { value.to_owned() } else { other.to_owned() };
-    let labels =
-        Requirement { key: "b".to_owned(), operator: Operator::NotIn, values: vec!["c".to_owned(), at("labels", "d")] };
+    let labels = Requirement { key: "b".to_owned(), operator: Operator::NotIn, values: vec!["c".to_owned(), at("labels", "d")] };
     let question = Question {
         metric: metric.to_owned(),
         tuning: Tuning { time: "avg", group: "sum", window: 60 },
@@ -232,11 +229,7 @@ fn in_promql_a_value_is_one_string_for_itself_in_the_query_for_a_harmless_one() 
                             None => assert_eq!(content, wanted, "{place} {value:?}"),
                             Some(before) => {
                                 let own = content.strip_prefix(before).expect("what comes before is the same");
-                                assert_eq!(
-                                    matched(own).as_deref(),
-                                    Some(value.trim_matches(trimmed(place))),
-                                    "{query}"
-                                );
+                                assert_eq!(matched(own).as_deref(), Some(value.trim_matches(trimmed(place))), "{query}");
                             }
                         }
                     }
@@ -325,9 +318,7 @@ fn what_callers_send_is_refused_or_asked_for_within_the_scope_by_the_program_wit
         setup.adapter.wait_ready(&setup.client);
         read_all(&setup);
         // These may be asked for, since they widen nothing.
-        for other in
-            ["kubernetes.namespace.name", "kube_namespace_name", "kubernetes.cluster.name", "kube_cluster_name"]
-        {
+        for other in ["kubernetes.namespace.name", "kube_namespace_name", "kubernetes.cluster.name", "kube_cluster_name"] {
             for operator in ["%3Dother", "%21%3Ddemo", "+notin+%28demo%29", ""] {
                 let path = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/pods/kuard-0/queue_depth";
                 let response = setup.read(&format!("{path}?metricLabelSelector={other}{operator}"));

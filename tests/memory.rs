@@ -28,9 +28,7 @@ fn start(stage: Stage, overrides: &[(&'static str, &str)]) -> Setup {
     let overrides: Vec<_> = overrides.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
     let setup = stage.start(binary(), &overrides);
     setup.adapter.wait_ready(&setup.client);
-    eventually("the catalogue has been read", SOON, || {
-        setup.adapter.log().contains("metric catalogue") || listed(&setup)
-    });
+    eventually("the catalogue has been read", SOON, || setup.adapter.log().contains("metric catalogue") || listed(&setup));
     setup
 }
 
@@ -227,11 +225,7 @@ fn in_promql_sixty_objects_are_one_query_for_each_refresh_too() {
     stage.deployment("default", "kuard", COUNT, &[]);
     let setup = stage.start(
         binary(),
-        &[
-            ("SDC_ENDPOINT", prometheus.url()),
-            ("SDC_BACKEND", "promql".to_owned()),
-            ("REFRESH_INTERVAL", "1s".to_owned()),
-        ],
+        &[("SDC_ENDPOINT", prometheus.url()), ("SDC_BACKEND", "promql".to_owned()), ("REFRESH_INTERVAL", "1s".to_owned())],
     );
     setup.adapter.wait_ready(&setup.client);
     let read = |index: usize| setup.read(&format!("{BASE}/pods/kuard-{index}/queue_depth")).value();
@@ -246,7 +240,10 @@ fn in_promql_sixty_objects_are_one_query_for_each_refresh_too() {
     eventually("there are more refreshes", SOON, || prometheus.queries().len() >= before + 4);
     for (method, query) in prometheus.queries().into_iter().skip(before + 1) {
         assert_eq!(method, "POST", "it is too long for a path");
-        assert!((0..COUNT).all(|index| query.contains(&format!("kuard\\\\-{index}")) || query.contains(&format!("kuard-{index}"))), "{query}");
+        assert!(
+            (0..COUNT).all(|index| query.contains(&format!("kuard\\\\-{index}")) || query.contains(&format!("kuard-{index}"))),
+            "{query}"
+        );
     }
 }
 

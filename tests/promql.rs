@@ -295,11 +295,7 @@ fn every_error_of_sysdigs_has_its_word_and_a_part_of_an_answer_is_none() {
     let html = "<html>Sign in to this network</html>";
     let table = [
         (Reply::json(400, &error("parse error")), "backend-rejected", "parse error"),
-        (
-            Reply::json(401, &json!({ "timestamp": 1, "status": 401, "error": "Unauthorized" })),
-            "backend-unauthorized",
-            "",
-        ),
+        (Reply::json(401, &json!({ "timestamp": 1, "status": 401, "error": "Unauthorized" })), "backend-unauthorized", ""),
         (Reply::json(403, &json!({ "message": "Access is denied" })), "backend-forbidden", "Access is denied"),
         (Reply::text(404, "404 page not found"), "backend-rejected", "404 page not found"),
         (Reply::json(410, &error("gone")), "backend-rejected", "gone"),
@@ -314,11 +310,7 @@ fn every_error_of_sysdigs_has_its_word_and_a_part_of_an_answer_is_none() {
             "vector",
         ),
         (Reply::json(200, &vector(part("more", "1"))), "backend-invalid-answer", "not asked for"),
-        (
-            Reply::json(200, &vector(json!([part("value", "1")[0], part("value", "2")[0]]))),
-            "backend-invalid-answer",
-            "",
-        ),
+        (Reply::json(200, &vector(json!([part("value", "1")[0], part("value", "2")[0]]))), "backend-invalid-answer", ""),
         (Reply::json(200, &vector(json!([]))), "no-data", "kuard-0"),
         (Reply::json(200, &vector(part("value", "one"))), "not-finite", ""),
         (Reply::Reset, "backend-unreachable", ""),

@@ -80,8 +80,7 @@ fn every_kind_of_object_is_read_by_name_in_both_versions() {
     ];
     for version in ["v1beta1", "v1beta2"] {
         for (object, kind, api_version, name, expected) in table {
-            let path =
-                format!("/apis/custom.metrics.k8s.io/{version}/namespaces/default/{object}/net.http.request.count");
+            let path = format!("/apis/custom.metrics.k8s.io/{version}/namespaces/default/{object}/net.http.request.count");
             let response = setup.read(&path);
             assert_eq!(value(&response), expected, "{path}");
             let list = response.json();
@@ -110,12 +109,7 @@ fn a_question_names_cluster_namespace_and_object_and_a_finished_window() {
     assert_eq!((end - start, end % 10), (60, 0));
     assert!((10..=30).contains(&(unix_now() - end)), "one finished step is left out");
     let average = json!({ "time": "avg", "group": "avg" });
-    assert!(
-        query["metrics"]
-            .as_array()
-            .unwrap()
-            .contains(&json!({ "id": "net.http.request.count", "aggregations": average }))
-    );
+    assert!(query["metrics"].as_array().unwrap().contains(&json!({ "id": "net.http.request.count", "aggregations": average })));
 }
 
 #[test]
@@ -230,14 +224,7 @@ fn what_does_not_exist_or_may_not_be_read_is_said_so() {
 #[test]
 fn two_clusters_in_one_account_are_kept_apart() {
     let setup = Setup::start(binary);
-    setup.sysdig.world().deployment(
-        "other",
-        "default",
-        "kuard",
-        Some("kuard"),
-        3,
-        &[("net.http.request.count", 900.0)],
-    );
+    setup.sysdig.world().deployment("other", "default", "kuard", Some("kuard"), 3, &[("net.http.request.count", 900.0)]);
     assert_eq!(value(&setup.read(&format!("{BASE}/services/kuard/net.http.request.count"))), "50");
 }
 
@@ -262,8 +249,7 @@ fn what_is_not_configured_yet_is_said_with_the_command_that_mends_it() {
 fn a_token_file_wins_and_is_read_again_when_it_changes() {
     let stage = Stage::new();
     let file = stage.dir.write("access-key", "old-token\n");
-    let overrides =
-        [("SDC_TOKEN", "a-token-that-does-not-count".to_owned()), ("SDC_TOKEN_FILE", file.display().to_string())];
+    let overrides = [("SDC_TOKEN", "a-token-that-does-not-count".to_owned()), ("SDC_TOKEN_FILE", file.display().to_string())];
     stage.sysdig.set_token("new-token");
     let setup = stage.start(binary(), &overrides);
     setup.adapter.wait_ready(&setup.client);

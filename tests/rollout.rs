@@ -109,8 +109,7 @@ fn read_on(client: &Client, kept: bool, end: &AtomicBool) -> (u64, Vec<String>) 
     let (mut answered, mut failed, mut connection) = (0, Vec::new(), None);
     while !end.load(Ordering::Relaxed) {
         let result = read(client, &mut connection);
-        let last =
-            |response: &Response| response.header("connection").is_some_and(|it| it.eq_ignore_ascii_case("close"));
+        let last = |response: &Response| response.header("connection").is_some_and(|it| it.eq_ignore_ascii_case("close"));
         if !kept || result.as_ref().map_or(true, last) {
             connection = None;
         }

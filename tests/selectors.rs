@@ -125,23 +125,8 @@ fn the_metrics_selector_narrows_the_samples_and_tunes_their_aggregation() {
 
 /// What could end a string, a filter or a query, or mean more than itself, in either language.
 fn hostile() -> Vec<String> {
-    let pieces = [
-        "'",
-        "\"",
-        "\\",
-        "' or 'a' = 'a",
-        "\"} or up{a=\"",
-        ") or (",
-        "|",
-        ".*",
-        "{}",
-        "#",
-        "\n",
-        "\u{0}",
-        "é",
-        "%",
-        "$x",
-    ];
+    let pieces =
+        ["'", "\"", "\\", "' or 'a' = 'a", "\"} or up{a=\"", ") or (", "|", ".*", "{}", "#", "\n", "\u{0}", "é", "%", "$x"];
     let places = ["{}", "a{}", "{}a", "a{}b", "kuard{}", "{}kuard"];
     pieces.iter().flat_map(|piece| places.iter().map(move |place| place.replace("{}", piece))).collect()
 }
@@ -175,9 +160,7 @@ fn nothing_that_a_caller_sends_widens_what_is_asked() {
         sent += 1;
     }
     assert!(sent >= 400, "{sent}");
-    for other in
-        ["kubernetes.namespace.name%3Delsewhere", "kube_cluster_name%3Dother", "kubernetes.cluster.name%3Dother"]
-    {
+    for other in ["kubernetes.namespace.name%3Delsewhere", "kube_cluster_name%3Dother", "kubernetes.cluster.name%3Dother"] {
         let path = format!("{BASE}/services/kuard/net.http.request.count?metricLabelSelector={other}");
         assert_eq!(word(&setup.read(&path)), (404, "no-data".to_owned()), "{other} is asked for besides, not instead");
     }

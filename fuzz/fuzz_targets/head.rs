@@ -25,7 +25,6 @@ fuzz_target!(|bytes: &[u8]| {
     let again = Head::parse(&rebuilt).expect("what is rebuilt is a head");
     assert!(!again.keep_alive);
     // Of a repeated header the last may be empty, which leaves a blank at the end of the line.
-    let said =
-        |head: &[u8]| String::from_utf8_lossy(head).lines().map(|it| it.trim_end().to_owned()).collect::<Vec<_>>();
+    let said = |head: &[u8]| String::from_utf8_lossy(head).lines().map(|it| it.trim_end().to_owned()).collect::<Vec<_>>();
     assert_eq!(said(&again.rebuild(None)), said(&rebuilt));
 });

@@ -85,12 +85,7 @@ fn in_sysdig(sysdig: &Sysdig, (what, total, pods): &Measured) {
         }
         What::Queue => {
             let of = |queue, zone| {
-                [
-                    ("kubernetes.cluster.name", CLUSTER),
-                    ("kubernetes.namespace.name", "default"),
-                    ("queue", queue),
-                    ("zone", zone),
-                ]
+                [("kubernetes.cluster.name", CLUSTER), ("kubernetes.namespace.name", "default"), ("queue", queue), ("zone", zone)]
             };
             for (labels, length) in [
                 (of("mail", "a"), total / 2.0),
@@ -246,8 +241,7 @@ impl Stage {
     }
 
     pub(crate) fn until_described(&self, words: &str) {
-        let found =
-            poll(Duration::from_secs(30), || self.conditions().iter().any(|it| it.contains(words)).then_some(()));
+        let found = poll(Duration::from_secs(30), || self.conditions().iter().any(|it| it.contains(words)).then_some(()));
         assert!(found.is_some(), "{words:?} is not in\n{}", self.describe());
     }
 }

@@ -26,9 +26,7 @@ impl Stage {
         let refused = plane.refused(&["get", "--raw", READ, "--as=joe"]);
         assert!(refused.contains("forbidden") && refused.contains("joe"), "{refused}");
         plane.run(&["create", "clusterrolebinding", "joe-reads", "--clusterrole=custom-metrics-getter", "--user=joe"]);
-        plane.until("joe may read once he is bound", || {
-            plane.kubectl(&["get", "--raw", READ, "--as=joe"]).status.success()
-        });
+        plane.until("joe may read once he is bound", || plane.kubectl(&["get", "--raw", READ, "--as=joe"]).status.success());
         let team = ["get", "--raw", READ, "--as=josé", "--as-group=Équipe"];
         assert!(plane.refused(&team).contains("josé"));
         plane.run(&["create", "clusterrolebinding", "team", "--clusterrole=custom-metrics-getter", "--group=Équipe"]);
@@ -39,12 +37,7 @@ impl Stage {
     pub(crate) fn rotations(&mut self) {
         let (ca, admin) = (
             self.plane.ca.pem(),
-            self.plane.ca.issue(LeafOptions {
-                cn: "admin",
-                orgs: &["system:masters"],
-                client: true,
-                ..LeafOptions::default()
-            }),
+            self.plane.ca.issue(LeafOptions { cn: "admin", orgs: &["system:masters"], client: true, ..LeafOptions::default() }),
         );
         let reader = Client::trusting(self.plane.port, &ca, "localhost", Some(&admin));
         let end = AtomicBool::new(false);
@@ -103,8 +96,7 @@ impl Stage {
         replace(&file.join("front-proxy-ca.crt"), &both);
         published("both front-proxy authorities are published", &both);
         plane.until("both front-proxy authorities are trusted", || trusted(old) && trusted(&new));
-        let loaded =
-            || plane.log("kube-apiserver").matches(r#""Loaded a new cert/key pair" name="aggregator-proxy"#).count();
+        let loaded = || plane.log("kube-apiserver").matches(r#""Loaded a new cert/key pair" name="aggregator-proxy"#).count();
         let before = loaded();
         let leaf = new.issue_client(FRONT_PROXY, &[]);
         replace(&file.join("front-proxy.key"), leaf.key_pem());

@@ -12,8 +12,8 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
-    ALL_VERSIONS, ClientConfig, ClientConnection, DigitallySignedStruct, ProtocolVersion, RootCertStore,
-    SignatureScheme, StreamOwned, SupportedProtocolVersion,
+    ALL_VERSIONS, ClientConfig, ClientConnection, DigitallySignedStruct, ProtocolVersion, RootCertStore, SignatureScheme,
+    StreamOwned, SupportedProtocolVersion,
 };
 use serde_json::Value;
 
@@ -88,10 +88,7 @@ impl Client {
     }
 
     fn build(
-        port: u16,
-        server_name: &str,
-        ca_pem: Option<&str>,
-        identity: Option<&Identity>,
+        port: u16, server_name: &str, ca_pem: Option<&str>, identity: Option<&Identity>,
         versions: &[&'static SupportedProtocolVersion],
     ) -> Self {
         let provider = Arc::new(ring::default_provider());
@@ -104,9 +101,9 @@ impl Client {
         };
         let mut config = match identity {
             None => builder.with_no_client_auth(),
-            Some(leaf) => builder
-                .with_client_auth_cert(leaf.chain(), leaf.private_key())
-                .expect("key and certificate belong together"),
+            Some(leaf) => {
+                builder.with_client_auth_cert(leaf.chain(), leaf.private_key()).expect("key and certificate belong together")
+            }
         };
         config.resumption = Resumption::disabled();
         // As the aggregator offers them; a server that is verified may be another one, which speaks h2.
@@ -357,30 +354,19 @@ struct Anyone(Arc<CryptoProvider>);
 
 impl ServerCertVerifier for Anyone {
     fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
+        &self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: &ServerName<'_>, _: &[u8], _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
+        &self, message: &[u8], cert: &CertificateDer<'_>, signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls12_signature(message, cert, signature, &self.0.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
+        &self, message: &[u8], cert: &CertificateDer<'_>, signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls13_signature(message, cert, signature, &self.0.signature_verification_algorithms)
     }

@@ -31,8 +31,7 @@ pub struct ControlPlane {
 
 /// Where the binaries are, or the one line that says how to get them.
 pub fn assets() -> Result<PathBuf, String> {
-    let folder =
-        std::env::var_os("KUBEBUILDER_ASSETS").map_or_else(|| "/usr/local/kubebuilder/bin".into(), PathBuf::from);
+    let folder = std::env::var_os("KUBEBUILDER_ASSETS").map_or_else(|| "/usr/local/kubebuilder/bin".into(), PathBuf::from);
     let missing: Vec<&str> = BINARIES.into_iter().filter(|name| !folder.join(name).is_file()).collect();
     if missing.is_empty() {
         return Ok(folder);
@@ -55,15 +54,8 @@ impl ControlPlane {
         let dir = TempDir::new();
         let ca = Ca::new("kubernetes-ca");
         let front_proxy_ca = Ca::new("front-proxy-ca");
-        let mut plane = Self {
-            children: Vec::new(),
-            assets,
-            port: free_port(),
-            ca,
-            front_proxy_ca,
-            dir,
-            service_account_secret: None,
-        };
+        let mut plane =
+            Self { children: Vec::new(), assets, port: free_port(), ca, front_proxy_ca, dir, service_account_secret: None };
         plane.write_files();
         plane.start_etcd_and_apiserver();
         let ready = poll(Duration::from_secs(60), || {
@@ -228,8 +220,7 @@ impl ControlPlane {
 
     /// `kubectl apply -f -` of an object or a manifest's text.
     pub fn apply(&self, text: &str) -> String {
-        let mut child =
-            self.command(&["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = self.command(&["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "kubectl apply of {text}");

@@ -37,8 +37,7 @@ pub const READ: &str = "/apis/custom.metrics.k8s.io/v1beta1/namespaces/default/s
 pub const CLUSTER: &str = "demo";
 pub const TOKEN: &str = "test-token";
 /// The groups of the HPA's user.
-pub const HPA_GROUPS: [&str; 3] =
-    ["system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"];
+pub const HPA_GROUPS: [&str; 3] = ["system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"];
 
 /// Where the adapter keeps its certificate, as the manifests ship it: empty.
 pub const CERTIFICATE_SECRET: &str = "/api/v1/namespaces/custom-metrics/secrets/custom-metrics-apiserver-certificate";

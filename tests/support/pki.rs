@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
 };
 use rustls::ServerConfig;
 use rustls::crypto::ring::default_provider;
@@ -101,8 +101,7 @@ impl LeafOptions<'_> {
         }
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        let usages =
-            [(self.client, ExtendedKeyUsagePurpose::ClientAuth), (self.server, ExtendedKeyUsagePurpose::ServerAuth)];
+        let usages = [(self.client, ExtendedKeyUsagePurpose::ClientAuth), (self.server, ExtendedKeyUsagePurpose::ServerAuth)];
         params.extended_key_usages = usages.into_iter().filter_map(|(wanted, usage)| wanted.then_some(usage)).collect();
         // The type of these fields belongs to a crate we do not name; it can be reached by adding to a date.
         params.not_before = date_time_ymd(1970, 1, 1) + days_from_now(self.not_before);
@@ -155,8 +154,7 @@ pub fn due(data: &Value, authority: bool) -> Value {
     params.not_before = date_time_ymd(1970, 1, 1) + days_from_now(-2640);
     params.not_after = date_time_ymd(1970, 1, 1) + days_from_now(1010);
     let issuer = CertifiedIssuer::self_signed(params, key("ca.key")).expect("a root is self-signed");
-    let names =
-        ["api.custom-metrics.svc", "api.custom-metrics.svc.cluster.local", "api.custom-metrics", "api", "localhost"];
+    let names = ["api.custom-metrics.svc", "api.custom-metrics.svc.cluster.local", "api.custom-metrics", "api", "localhost"];
     let leaf = LeafOptions { sans: &names, server: true, not_before: -61, not_after: 29, ..LeafOptions::default() };
     let leaf = leaf.params().signed_by(&key("tls.key"), &issuer).expect("a leaf is signed");
     let encoded = |der: &CertificateDer<'_>| Value::from(base64(pem("CERTIFICATE", der).as_bytes()));

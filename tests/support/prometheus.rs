@@ -1,9 +1,5 @@
 //! A real Prometheus (Debian's package) behind a front that plays Sysdig: its paths, its token, its limits and its faults.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a part of the tests, which are crates of their own and use a part of it"
-)]
+#![allow(dead_code, unreachable_pub, reason = "a part of the tests, which are crates of their own and use a part of it")]
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, TcpListener};
@@ -170,10 +166,7 @@ fn answer(request: &Request, token: &str, shared: &Mutex<Front>) -> Reply {
         front.queries.push((request.method.clone(), query.clone()));
         let names = query.matches("{kube_cluster_name").count();
         if names > MOST_NAMES {
-            return Reply::json(
-                422,
-                &json!({ "status": "error", "errorType": "execution", "error": "too many metrics" }),
-            );
+            return Reply::json(422, &json!({ "status": "error", "errorType": "execution", "error": "too many metrics" }));
         }
     }
     if let Some(reply) = &front.reply {

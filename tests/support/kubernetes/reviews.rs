@@ -66,8 +66,7 @@ pub fn default_authorizer() -> Authorizer {
         let user = spec["user"].as_str().unwrap_or_default();
         let path = spec["nonResourceAttributes"]["path"].as_str();
         let is_open = |path: &str| {
-            let below =
-                |open: &str| path.strip_prefix(open).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+            let below = |open: &str| path.strip_prefix(open).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
             OPEN_PATHS.iter().any(|open| below(open))
         };
         let allowed = groups.contains(&"system:masters")
@@ -97,8 +96,5 @@ fn malformed(message: &str) -> Reply {
 }
 
 fn invalid(message: &str) -> Reply {
-    Reply::json(
-        422,
-        &status(422, "Invalid", &format!("SubjectAccessReview.authorization.k8s.io is invalid: {message}")),
-    )
+    Reply::json(422, &status(422, "Invalid", &format!("SubjectAccessReview.authorization.k8s.io is invalid: {message}")))
 }

@@ -15,8 +15,7 @@ pub fn matches_labels(selector: &str, object: &Value) -> Result<bool, String> {
 pub fn matches_fields(selector: &str, object: &Value) -> Result<bool, String> {
     let mut all = true;
     for requirement in selector.split(',').filter(|requirement| !requirement.is_empty()) {
-        let (field, value, wanted) =
-            comparison(requirement).ok_or_else(|| format!("invalid selector: '{selector}'"))?;
+        let (field, value, wanted) = comparison(requirement).ok_or_else(|| format!("invalid selector: '{selector}'"))?;
         let pointer = match field {
             "metadata.name" => "/metadata/name",
             "metadata.namespace" => "/metadata/namespace",

@@ -134,8 +134,7 @@ impl Store {
 
     fn create(&mut self, request: &Request) -> Result<Reply, Refusal> {
         let object = body(request)?;
-        let name =
-            object["metadata"]["name"].as_str().ok_or_else(|| (422, "metadata.name: Required value".to_owned()))?;
+        let name = object["metadata"]["name"].as_str().ok_or_else(|| (422, "metadata.name: Required value".to_owned()))?;
         let place = format!("{}/{name}", request.route());
         if self.objects.contains_key(&place) {
             let quoted = ApiPath::parse(&place).map(|path| path.quoted()).unwrap_or_default();

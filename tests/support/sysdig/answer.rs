@@ -55,10 +55,8 @@ fn rows(question: &Question, world: &World, end: i64, newest: i64) -> Vec<Row> {
             groups.entry(labels).or_default().push(numbers);
         }
     }
-    let mut rows: Vec<Row> = groups
-        .into_iter()
-        .map(|(labels, members)| Row { labels, numbers: over_group(&question.metrics, &members) })
-        .collect();
+    let mut rows: Vec<Row> =
+        groups.into_iter().map(|(labels, members)| Row { labels, numbers: over_group(&question.metrics, &members) }).collect();
     rows.sort_by(|a, b| order(question, a, b));
     rows
 }

@@ -65,13 +65,7 @@ impl Question {
             return Err(Refusal::new(400, "Invalid request", "the body is not a JSON object", "", &Value::Null));
         };
         if let Some(field) = fields.keys().find(|field| !FIELDS.contains(&field.as_str())) {
-            return Err(Refusal::new(
-                400,
-                "Unrecognized field",
-                format!("'{field}' is not known"),
-                field,
-                &Value::Null,
-            ));
+            return Err(Refusal::new(400, "Unrecognized field", format!("'{field}' is not known"), field, &Value::Null));
         }
         if !matches!(fields.get("dataSourceType").map(Value::as_str), None | Some(Some("container" | "host"))) {
             return Err(invalid(&fields, "dataSourceType", "neither host nor container"));
@@ -143,9 +137,8 @@ fn columns(fields: &Map<String, Value>, world: &World) -> Result<(Vec<String>, V
     };
     let (mut labels, mut metrics, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
     for column in columns {
-        let refuse = |reason: &str, message: &str| {
-            Err(Refusal::new(422, reason, message.to_owned(), "metrics", &json!([column])))
-        };
+        let refuse =
+            |reason: &str, message: &str| Err(Refusal::new(422, reason, message.to_owned(), "metrics", &json!([column])));
         let Some(id) = column["id"].as_str() else { return refuse("Invalid metric", "an entry has no id") };
         let known = |key: &String| key == "id" || key == "aggregations";
         if !column.as_object().is_some_and(|entry| entry.keys().all(known)) {
@@ -192,8 +185,7 @@ fn aggregation_pair(given: Option<&Value>) -> Option<(Aggregation, Aggregation)>
 
 fn paging(fields: &Map<String, Value>) -> Result<(usize, usize), Refusal> {
     let Some(paging) = fields.get("paging") else { return Ok((0, DEFAULT_LAST_ROW as usize)) };
-    let (Some(from), Some(to), Some(2)) =
-        (paging["from"].as_u64(), paging["to"].as_u64(), paging.as_object().map(Map::len))
+    let (Some(from), Some(to), Some(2)) = (paging["from"].as_u64(), paging["to"].as_u64(), paging.as_object().map(Map::len))
     else {
         return Err(invalid(fields, "paging", "not an object of the numbers from and to"));
     };

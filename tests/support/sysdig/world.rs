@@ -80,8 +80,7 @@ impl Container {
     }
 
     fn belongs_to(&self, namespace: &str, workload: &str) -> bool {
-        self.label("kubernetes.namespace.name") == Some(namespace)
-            && self.label("kubernetes.workload.name") == Some(workload)
+        self.label("kubernetes.namespace.name") == Some(namespace) && self.label("kubernetes.workload.name") == Some(workload)
     }
 }
 
@@ -106,13 +105,7 @@ impl Default for World {
 impl World {
     /// Adds a Deployment's pods `NAME-0`, `NAME-1` and so on, of one container each.
     pub fn deployment(
-        &mut self,
-        cluster: &str,
-        namespace: &str,
-        name: &str,
-        service: Option<&str>,
-        replicas: usize,
-        metrics: &[(&str, f64)],
+        &mut self, cluster: &str, namespace: &str, name: &str, service: Option<&str>, replicas: usize, metrics: &[(&str, f64)],
     ) {
         self.workload("deployment", cluster, namespace, name, service, replicas, metrics);
     }
@@ -120,13 +113,7 @@ impl World {
     /// Adds the pods of a workload; `kind` is Sysdig's word for it: `deployment`, `statefulset`, `daemonset`, `job`.
     #[expect(clippy::too_many_arguments, reason = "each is a label of its own, and callers pass literals")]
     pub fn workload(
-        &mut self,
-        kind: &str,
-        cluster: &str,
-        namespace: &str,
-        name: &str,
-        service: Option<&str>,
-        replicas: usize,
+        &mut self, kind: &str, cluster: &str, namespace: &str, name: &str, service: Option<&str>, replicas: usize,
         metrics: &[(&str, f64)],
     ) {
         let replica_set = format!("{name}-5d9c");
@@ -244,9 +231,7 @@ pub fn is_label_entry(entry: &Value) -> bool {
 fn descriptor(id: &str, metric_type: &str, value_type: &str, category: &str) -> Value {
     let (time, group) = match metric_type {
         "none" => (json!(["concat"]), json!(["concat"])),
-        "counter" => {
-            (json!(["timeAvg", "avg", "sum", "min", "max", "rateOfChange"]), json!(["sum", "avg", "min", "max"]))
-        }
+        "counter" => (json!(["timeAvg", "avg", "sum", "min", "max", "rateOfChange"]), json!(["sum", "avg", "min", "max"])),
         _ => (json!(["avg", "timeAvg", "sum", "min", "max"]), json!(["avg", "sum", "min", "max"])),
     };
     json!({
