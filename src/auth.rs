@@ -43,7 +43,7 @@ impl User {
 }
 
 pub(crate) struct Auth {
-    kube: Arc<Kube>,
+    kube: &'static Kube,
     /// The status of each review by its digest, since one may hold a token or be long; until when it counts, and
     /// whether it is being asked for again.
     known: Mutex<HashMap<[u8; 32], (Value, Instant, bool)>>,
@@ -51,12 +51,11 @@ pub(crate) struct Auth {
 }
 
 impl Auth {
-    pub(crate) fn start(kube: Arc<Kube>) -> Arc<Self> {
+    pub(crate) fn start(kube: &'static Kube) -> &'static Self {
         let (refreshes, wanted) = mpsc::sync_channel(REFRESHES);
-        let auth = Arc::new(Self { kube, known: Mutex::default(), refreshes });
-        let refresher = auth.clone();
+        let auth = forever(Self { kube, known: Mutex::default(), refreshes });
         // Should one fail, the old allowance ends in its time, and the next request asks itself.
-        thread::spawn(move || wanted.iter().for_each(|review| drop(refresher.ask(&review))));
+        thread::spawn(move || wanted.iter().for_each(|review| drop(auth.ask(&review))));
         auth
     }
 
@@ -212,7 +211,7 @@ mod tests {
 
     fn auth() -> (Auth, mpsc::Receiver<Value>) {
         let (refreshes, wanted) = mpsc::sync_channel(REFRESHES);
-        let kube = Arc::new(Kube::new(&Config::read(|_| None).unwrap()));
+        let kube = forever(Kube::new(&Config::read(|_| None).unwrap()));
         (Auth { kube, known: Mutex::default(), refreshes }, wanted)
     }
 

@@ -20,12 +20,10 @@ const PUBLISH: Duration = Duration::from_secs(2);
 const MOST_AUTHORITIES: usize = 4;
 
 pub(crate) struct Keeper {
-    pub(crate) kube: Arc<Kube>,
+    pub(crate) kube: &'static Kube,
     pub(crate) serving: Arc<Serving>,
-    pub(crate) changes: Arc<Changes>,
-    pub(crate) service: String,
+    pub(crate) config: &'static Config,
     pub(crate) namespace: String,
-    pub(crate) external: bool,
 }
 
 /// What lies in the Secret, in PEM: the authority (and behind it the one before), its certificate, and their keys.
@@ -47,7 +45,7 @@ impl Keeper {
     /// Looks after all of it once, and tells whether it is as it should be.
     pub(crate) fn keep(&self) -> bool {
         let result = self.round();
-        self.changes.note("serving certificate", &result);
+        changes::note("serving certificate", &result);
         self.serving.settled.store(true, Relaxed);
         result.is_ok()
     }
@@ -82,14 +80,14 @@ impl Keeper {
 
     /// The names that the API server may ask for; the first is what it does ask for.
     fn names(&self) -> Vec<String> {
-        let name = format!("{}.{}", self.service, self.namespace);
-        let (full, service) = (format!("{name}.svc.cluster.local"), self.service.clone());
+        let name = format!("{}.{}", self.config.service_name, self.namespace);
+        let (full, service) = (format!("{name}.svc.cluster.local"), self.config.service_name.clone());
         vec![format!("{name}.svc"), full, name, service, "localhost".to_owned()]
     }
 
     /// Makes our APIServices trust `authority`, and gives the news its time where one of them trusted another.
     fn publish(&self, authority: &str) -> Result<(), Error> {
-        let apis = APIS.iter().take(2 + usize::from(self.external));
+        let apis = APIS.iter().take(2 + usize::from(self.config.external));
         let results: Vec<_> = apis.map(|api| self.publish_one(&format!("{}.{}", api.1, api.0), authority)).collect();
         if results.contains(&Ok(true)) {
             thread::sleep(PUBLISH);
@@ -104,7 +102,7 @@ impl Keeper {
         let before = self.kube.call(Method::GET, &path, JSON, None, &what)?;
         let text = |pointer: &str| before.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let (place, owner) = (text("/spec/service/namespace"), text("/spec/service/name"));
-        let ours = (place, owner) == (&self.namespace, &self.service);
+        let ours = (place, owner) == (&self.namespace, &self.config.service_name);
         ensure!(ours, ForeignSlot, "{what} belongs to Service {place}/{owner} and is left alone");
         let patch = r#"--type=json -p='[{"op":"remove","path":"/spec/insecureSkipTLSVerify"}]'"#;
         let mend = format!("mend: kubectl patch apiservice {name} {patch}");

@@ -4,29 +4,26 @@ use crate::prelude::*;
 use std::mem;
 
 /// Of each thing: the reason it fails for, if it does, and how often it did so far.
-#[derive(Debug, Default)]
-pub(crate) struct Changes(Mutex<BTreeMap<&'static str, (Option<Reason>, u64)>>);
+static STATES: Mutex<BTreeMap<&str, (Option<Reason>, u64)>> = Mutex::new(BTreeMap::new());
 
-impl Changes {
-    /// Notes how `thing` went, and logs it if that is another state than before.
-    pub(crate) fn note<T>(&self, thing: &'static str, result: &Result<T, Error>) {
-        if let Some((level, line)) = self.change(thing, result.as_ref().err()) {
-            log::log!(level, "{line}");
-        }
+/// Notes how `thing` went, and logs it if that is another state than before.
+pub(crate) fn note<T>(thing: &'static str, result: &Result<T, Error>) {
+    if let Some((level, line)) = change(thing, result.as_ref().err()) {
+        log::log!(level, "{line}");
     }
+}
 
-    fn change(&self, thing: &'static str, error: Option<&Error>) -> Option<(log::Level, String)> {
-        let mut states = lock(&self.0);
-        let (failing, failures) = states.entry(thing).or_default();
-        let before = mem::replace(failing, error.map(|error| error.reason));
-        let Some(Error { reason, message, .. }) = error else {
-            let failures = mem::take(failures);
-            return before.map(|_| (log::Level::Info, format!("{thing}: works again (failures: {failures})")));
-        };
-        *failures += 1;
-        let line = || (log::Level::Warn, format!("{thing}: {}: {message}", reason.word()));
-        (before != Some(*reason)).then(line)
-    }
+fn change(thing: &'static str, error: Option<&Error>) -> Option<(log::Level, String)> {
+    let mut states = lock(&STATES);
+    let (failing, failures) = states.entry(thing).or_default();
+    let before = mem::replace(failing, error.map(|error| error.reason));
+    let Some(Error { reason, message, .. }) = error else {
+        let failures = mem::take(failures);
+        return before.map(|_| (log::Level::Info, format!("{thing}: works again (failures: {failures})")));
+    };
+    *failures += 1;
+    let line = || (log::Level::Warn, format!("{thing}: {}: {message}", reason.word()));
+    (before != Some(*reason)).then(line)
 }
 
 #[cfg(test)]
@@ -35,12 +32,11 @@ mod tests {
 
     #[test]
     fn an_outage_is_two_lines_however_long() {
-        let changes = Changes::default();
         let timeout = Error::new(Reason::BackendTimeout, "no answer within 5 s");
         let limited = Error::new(Reason::BackendRateLimited, "slow down");
         let lines: Vec<Option<String>> = [None, Some(&timeout), Some(&timeout), Some(&limited), Some(&limited), None, None]
             .into_iter()
-            .map(|error| changes.change("Sysdig", error).map(|(_, line)| line))
+            .map(|error| change("Sysdig", error).map(|(_, line)| line))
             .collect();
         let expected = [
             None,
@@ -52,6 +48,6 @@ mod tests {
             None,
         ];
         assert_eq!(lines, expected);
-        assert!(changes.change("Kubernetes", Some(&timeout)).is_some());
+        assert!(change("Kubernetes", Some(&timeout)).is_some());
     }
 }

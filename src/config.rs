@@ -3,7 +3,7 @@
 
 use crate::prelude::*;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::{env, fmt, path::PathBuf, str::FromStr};
+use std::{env, fmt, path::PathBuf};
 use ureq::http::Uri;
 
 pub const PLACEHOLDER_CLUSTER: &str = "YourClusterName";
@@ -69,8 +69,8 @@ settings! { env:
     /// For one query, from name resolution to the last byte.
     sysdig_timeout: Duration = env.ranged("SDC_TIMEOUT", ["100ms", "30s", "5s"], duration);
     /// Queries under way at the same time.
-    max_concurrent: usize = env.ranged("SDC_MAX_CONCURRENT", ["1", "64", "4"], number);
-    max_queries: u64 = env.ranged("SDC_MAX_QUERIES_PER_MINUTE", ["10", "1000000", "1000000"], number);
+    max_concurrent: usize = env.ranged("SDC_MAX_CONCURRENT", ["1", "64", "4"], |it| it.parse().ok());
+    max_queries: u64 = env.ranged("SDC_MAX_QUERIES_PER_MINUTE", ["10", "1000000", "1000000"], |it| it.parse().ok());
     /// The shortest one still holds a whole window of samples.
     max_age: Duration = env.ranged("MAX_AGE", ["60s", "1h", "120s"], duration);
     /// How often what is asked for is asked anew; zero asks for every read, and remembers nothing.
@@ -85,7 +85,9 @@ settings! { env:
     /// An URL; None outside a pod.
     kubernetes: Option<String> = env.kubernetes();
     service_account_dir: PathBuf = env.path("SERVICE_ACCOUNT_DIR").unwrap_or_else(|| SERVICE_ACCOUNT.into());
-    service_name: String = env.parse("SERVICE_NAME", "a Service's name", service).unwrap_or_else(|| "api".to_owned());
+    service_name: String = env.parse("SERVICE_NAME", "a Service's name", |text| {
+        checked(text, 63, |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+    }).unwrap_or_else(|| "api".to_owned());
 }
 
 struct Reader<'a> {
@@ -146,17 +148,16 @@ impl Reader<'_> {
 
     fn kubernetes(&mut self) -> Option<String> {
         let host = self.parse("KUBERNETES_SERVICE_HOST", "a host name or an address", host)?;
-        Some(format!("https://{host}:{}", self.ranged("KUBERNETES_SERVICE_PORT", ["1", "65535", "443"], number::<u16>)))
+        Some(format!(
+            "https://{host}:{}",
+            self.ranged("KUBERNETES_SERVICE_PORT", ["1", "65535", "443"], |it| it.parse::<u16>().ok())
+        ))
     }
 }
 
 /// A filter that the name goes into knows no escapes.
 fn cluster(text: &str) -> Option<String> {
     checked(text, 253, |c| !c.is_control() && !['\'', '"', '\\'].contains(&c))
-}
-
-fn service(text: &str) -> Option<String> {
-    checked(text, 63, |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
 }
 
 fn checked(text: &str, longest: usize, allowed: impl Fn(char) -> bool) -> Option<String> {
@@ -193,10 +194,6 @@ pub(crate) fn duration(text: &str) -> Option<Duration> {
     let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
     let (_, millis) = units.into_iter().find(|(it, _)| *it == unit)?;
     number.parse::<u64>().ok()?.checked_mul(millis).map(Duration::from_millis)
-}
-
-fn number<T: FromStr>(text: &str) -> Option<T> {
-    text.parse().ok()
 }
 
 #[cfg(test)]

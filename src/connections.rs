@@ -6,16 +6,17 @@ use std::net::{Shutdown, TcpStream};
 /// How long a new connection waits for the end of one that was closed for it.
 const ENDING: Duration = Duration::from_secs(1);
 
+#[derive(Default)]
 pub(crate) struct Connections {
-    places: usize,
+    pub(crate) places: usize,
     /// In the order they came.
-    live: Mutex<BTreeMap<u64, Entry>>,
-    gone: Condvar,
+    pub(crate) live: Mutex<BTreeMap<u64, Entry>>,
+    pub(crate) gone: Condvar,
     /// Answers are the last of their connections; see [`Self::close_idle`].
     pub(crate) draining: AtomicBool,
 }
 
-struct Entry {
+pub(crate) struct Entry {
     stream: Arc<TcpStream>,
     verified: bool,
     busy: bool,
@@ -24,16 +25,12 @@ struct Entry {
 }
 
 /// A connection's place; given back when dropped.
-pub(crate) struct Ticket(Arc<Connections>, u64);
+pub(crate) struct Ticket(&'static Connections, u64);
 
 impl Connections {
-    pub(crate) fn new(places: usize) -> Self {
-        Self { places, live: Mutex::default(), gone: Condvar::new(), draining: AtomicBool::new(false) }
-    }
-
     /// Takes a place. When all are taken, the oldest connection that proved nothing is closed for the new one: nobody
     /// can be kept out by silent peers. None if only verified peers hold them, or too many that were closed do not end.
-    pub(crate) fn admit(self: &Arc<Self>, stream: &Arc<TcpStream>) -> Option<Ticket> {
+    pub(crate) fn admit(&'static self, stream: &Arc<TcpStream>) -> Option<Ticket> {
         let mut live = lock(&self.live);
         // The other places are for connections that were closed and whose threads still end.
         let usable = self.places - (self.places / 4).max(1);
@@ -49,7 +46,7 @@ impl Connections {
         }
         let id = live.last_key_value().map_or(0, |(last, _)| last + 1);
         live.insert(id, Entry { stream: stream.clone(), verified: false, busy: false, closed: false });
-        Some(Ticket(self.clone(), id))
+        Some(Ticket(self, id))
     }
 
     /// Whether places are scarce, such that nobody unknown should hold one for long.
@@ -110,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_new_connection_takes_the_place_of_the_oldest_that_proved_nothing() {
-        let connections = Arc::new(Connections::new(4));
+        let connections = forever(Connections { places: 4, ..Connections::default() });
         let mut pairs: Vec<Pair> = (0..5).map(|_| pair()).collect();
         let mut tickets: Vec<Option<Ticket>> = pairs.iter().take(3).map(|pair| connections.admit(&pair.near)).collect();
         tickets[0].as_ref().unwrap().set(true, false);
@@ -129,7 +126,7 @@ mod tests {
 
     #[test]
     fn draining_closes_what_is_idle_and_waits_for_what_is_not() {
-        let connections = Arc::new(Connections::new(3));
+        let connections = forever(Connections { places: 3, ..Connections::default() });
         let (mut idle, busy) = (pair(), pair());
         let tickets = [connections.admit(&idle.near).unwrap(), connections.admit(&busy.near).unwrap()];
         tickets[1].set(false, true);

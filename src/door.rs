@@ -24,9 +24,9 @@ const HEAD_UNVERIFIED: usize = 32 * 1024;
 const HEAD_FRONT_PROXY: usize = 1024 * 1024;
 
 pub(crate) struct Door {
-    pub(crate) connections: Arc<Connections>,
+    pub(crate) connections: &'static Connections,
     pub(crate) tls: Arc<ServerConfig>,
-    pub(crate) trust: Arc<Trust>,
+    pub(crate) trust: &'static Trust,
     /// The inner servers for requests over verified front-proxy connections, and for all others.
     pub(crate) front_proxy: PathBuf,
     pub(crate) direct: PathBuf,
@@ -35,7 +35,7 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    pub(crate) fn serve(self: &Arc<Self>, listener: &TcpListener) {
+    pub(crate) fn serve(&'static self, listener: &TcpListener) {
         for stream in listener.incoming() {
             if let Err(error) = stream.and_then(|stream| self.open(stream)) {
                 // Out of file descriptors or threads, most likely: connections end all the time.
@@ -45,11 +45,11 @@ impl Door {
         }
     }
 
-    fn open(self: &Arc<Self>, stream: TcpStream) -> io::Result<()> {
-        let (door, stream) = (self.clone(), Arc::new(stream));
+    fn open(&'static self, stream: TcpStream) -> io::Result<()> {
+        let stream = Arc::new(stream);
         let Some(ticket) = self.connections.admit(&stream) else { return Ok(()) };
         let work = move || {
-            let end = door.connection(&stream, &ticket);
+            let end = self.connection(&stream, &ticket);
             end.unwrap_or_else(|error| log::debug!("connection: {error}"));
         };
         let refused = |error: &io::Error| log::warn!("a connection was refused: {error}");
@@ -66,7 +66,7 @@ impl Door {
         let mut peer = Peer { tls, ticket, verdict: None, buffer: Vec::new() };
         let retire = Instant::now() + self.age.mul_f64(1.0 + random() / 5.0);
         loop {
-            let verified = peer.judge(&self.trust, None).is_some();
+            let verified = peer.judge(self.trust, None).is_some();
             let Some(head) = peer.read_head(verified)? else { return peer.close() };
             let answered = head.and_then(|head| self.answer(&mut peer, &head));
             let (answer, keep) = answered.unwrap_or_else(|error| (encode(&error.response()), false));
@@ -81,7 +81,7 @@ impl Door {
     /// The inner server's answer, and whether the connection can go on.
     fn answer(&self, peer: &mut Peer<'_>, head: &[u8]) -> Result<(Vec<u8>, bool), Error> {
         let head = Head::parse(head)?;
-        let identity = peer.judge(&self.trust, Some(!self.connections.crowded()));
+        let identity = peer.judge(self.trust, Some(!self.connections.crowded()));
         let socket = if identity.is_some() { &self.front_proxy } else { &self.direct };
         let answer = exchange(socket, &head.rebuild(identity.as_ref().map(|config| &config.headers)));
         let failed = |error| {
@@ -254,11 +254,11 @@ mod tests {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = pem("PRIVATE KEY", &made.signing_key.serialize_der());
         serving.replace(certified_key(pem("CERTIFICATE", made.cert.der()).as_bytes(), key.as_bytes()).unwrap());
-        let kube = Arc::new(Kube::new(&Config::read(|_| None).unwrap()));
-        let door = Arc::new(Door {
-            connections: Arc::new(Connections::new(8)),
+        let kube = forever(Kube::new(&Config::read(|_| None).unwrap()));
+        let door = forever(Door {
+            connections: forever(Connections { places: 8, ..Connections::default() }),
             tls: server_config(serving, true).unwrap(),
-            trust: Arc::new(Trust::new(kube, Arc::default())),
+            trust: forever(Trust { kube, current: Mutex::default(), asked: Mutex::default() }),
             front_proxy: PathBuf::new(),
             direct: sockets.clone(),
             age,

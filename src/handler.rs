@@ -31,21 +31,17 @@ pub(crate) enum Wait {
 }
 
 pub(crate) struct Handler {
-    pub(crate) auth: Arc<Auth>,
+    pub(crate) auth: &'static Auth,
     pub(crate) readings: Readings,
-    pub(crate) trust: Arc<Trust>,
+    pub(crate) trust: Trust,
     pub(crate) serving: Arc<Serving>,
-    pub(crate) connections: Arc<Connections>,
+    pub(crate) connections: Connections,
     pub(crate) external: bool,
     /// The lists of [`APIS`].
     pub(crate) resources: Mutex<Vec<String>>,
 }
 
 impl Asked {
-    pub(crate) fn new(request: Request, front_proxy: bool) -> Self {
-        Self { request, front_proxy, since: Instant::now(), user: String::new() }
-    }
-
     fn values(&self, name: &'static str) -> impl Iterator<Item = &str> {
         self.request.headers().iter().filter(move |it| it.field.equiv(name)).map(|it| it.value.as_str())
     }

@@ -38,7 +38,7 @@ mod prelude {
     pub(crate) use crate::selector::{Operator, Requirement, Tuning, settle};
     pub(crate) use crate::sysdig::{Object, Question, Row, Rows, Scope, Sysdig};
     pub(crate) use crate::timestamp::{rfc3339, unix_now};
-    pub(crate) use crate::{changes::Changes, lock, quantity::Quantity, random, requestheader::Trust, tls::Serving};
+    pub(crate) use crate::{changes, forever, lock, quantity::Quantity, random, requestheader::Trust, tls::Serving};
     pub(crate) use serde_json::{Value, json};
     pub(crate) use std::collections::{BTreeMap, BTreeSet};
     pub(crate) use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -52,6 +52,11 @@ mod prelude {
 pub(crate) fn random() -> f64 {
     use std::hash::{BuildHasher, RandomState};
     (RandomState::new().hash_one(0_u8) % 1024) as f64 / 1024.0
+}
+
+/// What lives as long as the process does.
+pub(crate) fn forever<T>(it: T) -> &'static T {
+    Box::leak(Box::new(it))
 }
 
 /// Takes a lock. What a thread that panicked leaves behind is usable: nothing panics between two changes.

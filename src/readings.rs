@@ -18,9 +18,8 @@ const MOST_SKEW: u64 = 30;
 pub(crate) type Item = (String, Quantity, u64);
 
 pub(crate) struct Readings {
-    kube: Arc<Kube>,
-    sysdig: Arc<Sysdig>,
-    changes: Arc<Changes>,
+    kube: &'static Kube,
+    sysdig: &'static Sysdig,
     store: Mutex<Store>,
     /// There is something to ask Sysdig for; something was answered.
     work: Condvar,
@@ -28,10 +27,10 @@ pub(crate) struct Readings {
 }
 
 impl Readings {
-    pub(crate) fn new(config: &Config, kube: Arc<Kube>, sysdig: Arc<Sysdig>, changes: Arc<Changes>) -> Self {
+    pub(crate) fn new(config: &Config, kube: &'static Kube, sysdig: &'static Sysdig) -> Self {
         let store = Mutex::new(Store::new(config));
         let (work, answered) = (Condvar::new(), Condvar::new());
-        Self { kube, sysdig, changes, store, work, answered }
+        Self { kube, sysdig, store, work, answered }
     }
 
     /// The values at `now` (Unix seconds), and the seconds of samples that each sums up; for `*` one for each object that
@@ -86,7 +85,7 @@ impl Readings {
             let outcome = guarded(|| self.fetch(&job.0, &job.1, now));
             let skew = self.sysdig.skew.load(Relaxed);
             let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
-            self.changes.note("clock", &if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) });
+            changes::note("clock", &if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) });
             let cost = QUERIES.get() - before;
             lock(&self.store).done(&job, outcome, cost, Instant::now(), now);
             self.answered.notify_all();
@@ -141,7 +140,7 @@ impl Readings {
     fn noted<T>(&self, asked: &'static str, result: Result<T>) -> Result<T> {
         let callers = [Reason::ObjectNotFound, Reason::PartlySeen, Reason::InvalidRequest, Reason::BackendRejected];
         if result.as_ref().err().is_none_or(|error| !callers.contains(&error.reason)) {
-            self.changes.note(asked, &result);
+            changes::note(asked, &result);
         }
         result
     }

@@ -55,20 +55,15 @@ impl RequestHeader {
 
 /// The configuration in force; the last good one stays when a later one is bad.
 pub(crate) struct Trust {
-    kube: Arc<Kube>,
-    changes: Arc<Changes>,
-    current: Mutex<Option<Arc<RequestHeader>>>,
+    pub(crate) kube: &'static Kube,
+    pub(crate) current: Mutex<Option<Arc<RequestHeader>>>,
     /// When the ConfigMap was asked for last.
-    asked: Mutex<Option<Instant>>,
+    pub(crate) asked: Mutex<Option<Instant>>,
 }
 
 impl Trust {
     /// Whatever calls for it, the ConfigMap is not read more often than this.
     const SHORTEST: Duration = Duration::from_secs(1);
-
-    pub(crate) fn new(kube: Arc<Kube>, changes: Arc<Changes>) -> Self {
-        Self { kube, changes, current: Mutex::default(), asked: Mutex::default() }
-    }
 
     pub(crate) fn current(&self) -> Option<Arc<RequestHeader>> {
         lock(&self.current).clone()
@@ -83,7 +78,7 @@ impl Trust {
             thread::sleep(early);
             *asked = Some(Instant::now());
             let found = self.kube.request_header();
-            self.changes.note("request header configuration", &found);
+            changes::note("request header configuration", &found);
             if let Ok(found) = found {
                 *lock(&self.current) = Some(Arc::new(found));
             }

@@ -26,9 +26,9 @@ type Failure = Box<dyn error::Error>;
 pub fn run() -> ExitCode {
     start_log();
     let variable = |name: &str| Some(env::var_os(name)?.into_string().map_err(|_| "is not UTF-8".to_owned()));
-    let done = Config::read(variable).map_err(|mistakes| (2, mistakes)).and_then(|config| {
-        let sysdig = Sysdig::new(&config).map_err(|mistake| (2, vec![mistake]))?;
-        let done = with_sockets(&config.socket_dir, |sockets| work(&config, sysdig, sockets));
+    let done = Config::read(variable).map(forever).map_err(|mistakes| (2, mistakes)).and_then(|config| {
+        let sysdig = Sysdig::new(config).map_err(|mistake| (2, vec![mistake]))?;
+        let done = with_sockets(&config.socket_dir, |sockets| work(config, sysdig, sockets));
         done.map_err(|failure| (1, vec![failure.to_string()]))
     });
     let Err((code, mistakes)) = done else { return ExitCode::SUCCESS };
@@ -61,33 +61,30 @@ fn with_sockets(parent: &Path, work: impl FnOnce(&Path) -> Result<(), Failure>) 
     done
 }
 
-fn work(config: &Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> {
+fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> {
     let ending = Arc::new(AtomicBool::new(false));
     for signal in [consts::SIGTERM, consts::SIGINT] {
         // A second signal ends at once.
         flag::register_conditional_shutdown(signal, 1, ending.clone())?;
         flag::register(signal, ending.clone())?;
     }
-    let (kube, sysdig, changes) = (Arc::new(Kube::new(config)), Arc::new(sysdig), Arc::new(Changes::default()));
-    let (auth, trust) = (Auth::start(kube.clone()), Arc::new(Trust::new(kube.clone(), changes.clone())));
-    let readings = Readings::new(config, kube.clone(), sysdig.clone(), changes.clone());
-    let serving = serve_certificate(config, &kube, &changes)?;
-    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let connections = Arc::new(Connections::new(capacity(&limits)));
-    let (resources, external) = (Mutex::default(), config.external);
-    let handler = Arc::new(Handler { auth, readings, trust, serving, connections, external, resources });
+    let (kube, sysdig) = (forever(Kube::new(config)), forever(sysdig));
+    let (auth, readings, serving) = (Auth::start(kube), Readings::new(config, kube, sysdig), serve_certificate(config, kube)?);
+    let places = capacity(&fs::read_to_string("/proc/self/limits").unwrap_or_default());
+    let connections = Connections { places, ..Connections::default() };
+    let trust = Trust { kube, current: Mutex::default(), asked: Mutex::default() };
+    let (external, resources) = (config.external, Mutex::default());
+    let handler = forever(Handler { auth, readings, trust, serving, connections, external, resources });
+    let Handler { trust, connections, .. } = handler;
     handler.list(&[]);
-    let (trust, serving, connections) = (handler.trust.clone(), handler.serving.clone(), handler.connections.clone());
 
     let (front_proxy, direct) = (sockets.join("front-proxy"), sockets.join("direct"));
-    server::start(&handler, [(true, &front_proxy), (false, &direct)])?;
-    let refresher = handler.clone();
-    server::crew("refresh", config.max_concurrent, move || refresher.readings.refresh())?;
+    server::start(handler, [(true, &front_proxy), (false, &direct)])?;
+    server::crew("refresh", config.max_concurrent, || handler.readings.refresh())?;
     if config.insecure_skip_verify {
         log::warn!("SDC_INSECURE_SKIP_VERIFY: whoever sits between the adapter and Sysdig gets the API token");
     }
-    let follower = trust.clone();
-    every([30, 1], move || follower.refreshed(true).is_some());
+    every([30, 1], || trust.refreshed(true).is_some());
     if let Err(error) = sysdig.check_configured() {
         log::warn!("reads are refused until this is mended: {}", error.message);
     }
@@ -95,7 +92,7 @@ fn work(config: &Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> 
     every([600, 30], move || {
         let found = sysdig.catalogue().map(|metrics| handler.list(&metrics));
         if found.as_ref().err().is_none_or(|error| error.reason != Reason::NotConfigured) {
-            changes.note("metric catalogue", &found);
+            changes::note("metric catalogue", &found);
         }
         found.is_ok()
     });
@@ -105,8 +102,8 @@ fn work(config: &Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> 
     let addresses = config.listen.as_ref().map_or(&everywhere[..], std::slice::from_ref);
     let listener = TcpListener::bind(addresses).map_err(|error| format!("LISTEN_ADDR: {error}"))?;
     log::info!("sysdig-metrics-adapter {} listening on {}", env!("CARGO_PKG_VERSION"), listener.local_addr()?);
-    let tls = server_config(serving, config.tls13_only)?;
-    let door = Arc::new(Door { connections: connections.clone(), tls, trust, front_proxy, direct, age: AGE });
+    let tls = server_config(handler.serving.clone(), config.tls13_only)?;
+    let door = forever(Door { connections, tls, trust, front_proxy, direct, age: AGE });
     thread::spawn(move || door.serve(&listener));
 
     while !ending.load(Relaxed) {
@@ -143,8 +140,8 @@ fn follow(files: [PathBuf; 2], apply: impl Fn([Result<Vec<u8>, String>; 2]) + Se
 }
 
 /// The serving certificate: from files, which are followed, or kept by [`Keeper`].
-fn serve_certificate(config: &Config, kube: &Arc<Kube>, changes: &Arc<Changes>) -> Result<Arc<Serving>, String> {
-    let (kube, changes, serving) = (kube.clone(), changes.clone(), Arc::new(Serving::default()));
+fn serve_certificate(config: &'static Config, kube: &'static Kube) -> Result<Arc<Serving>, String> {
+    let serving = Arc::new(Serving::default());
     let served = serving.clone();
     if let Some((chain, key)) = config.tls_files.clone() {
         let name = chain.display().to_string();
@@ -152,7 +149,7 @@ fn serve_certificate(config: &Config, kube: &Arc<Kube>, changes: &Arc<Changes>) 
             let key = key.map_err(|mistake| format!("TLS_KEY_FILE: {mistake}"));
             let pair = chain.and_then(|chain| certified_key(chain, key?));
             let pair = pair.map_err(|mistake| refusal!(NotConfigured, "{name} is not used: {mistake}"));
-            changes.note("serving certificate", &pair);
+            changes::note("serving certificate", &pair);
             if let Ok(pair) = pair {
                 served.replace(pair);
                 served.settled.store(true, Relaxed);
@@ -160,8 +157,7 @@ fn serve_certificate(config: &Config, kube: &Arc<Kube>, changes: &Arc<Changes>) 
             }
         });
     } else {
-        let (namespace, service, external) = (kube.own_namespace(), config.service_name.clone(), config.external);
-        let keeper = Keeper { kube, serving: served, changes, service, namespace, external };
+        let keeper = Keeper { kube, serving: served, config, namespace: kube.own_namespace() };
         keeper.start()?;
         every([60, 5], move || keeper.keep());
     }

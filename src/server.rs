@@ -15,22 +15,23 @@ const QUEUE: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(10);
 const STACK: usize = 512 * 1024;
 
-pub(crate) fn start(handler: &Arc<Handler>, sockets: [(bool, &Path); 2]) -> Result<(), String> {
+pub(crate) fn start(handler: &'static Handler, sockets: [(bool, &Path); 2]) -> Result<(), String> {
     let mut next: Option<SyncSender<Asked>> = None;
     for (wait, threads) in SLOW {
         let (queue, jobs) = sync_channel(QUEUE);
-        let (handler, jobs, next) = (handler.clone(), Arc::new(Mutex::new(jobs)), next.replace(queue));
+        let (jobs, next) = (forever(Mutex::new(jobs)), next.replace(queue));
         crew("slow", threads, move || {
-            let jobs = iter::from_fn(|| lock(&jobs).recv().ok());
-            jobs.for_each(|asked| dispatch(&handler, asked, wait, next.as_ref()));
+            let jobs = iter::from_fn(|| lock(jobs).recv().ok());
+            jobs.for_each(|asked| dispatch(handler, asked, wait, next.as_ref()));
         })?;
     }
     for (front_proxy, path) in sockets {
         let server = Server::http_unix(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let (handler, server, next) = (handler.clone(), Arc::new(server), next.clone());
+        let (server, next) = (forever(server), next.clone());
         crew("worker", WORKERS, move || {
             while let Ok(request) = server.recv() {
-                dispatch(&handler, Asked::new(request, front_proxy), Wait::Nothing, next.as_ref());
+                let asked = Asked { request, front_proxy, since: Instant::now(), user: String::new() };
+                dispatch(handler, asked, Wait::Nothing, next.as_ref());
             }
             // tiny_http accepts no more after an error. Kubernetes starts the pod's container anew.
             log::error!("the inner server has ended");
