@@ -4,6 +4,7 @@
 
 use crate::prelude::*;
 use crate::sysdig::{STEP, invalid_answer};
+use std::mem;
 
 /// Sysdig's own metrics: the old id, the name in PromQL, and what a sample is. `delta`: the change since the sample
 /// before, as the agent tells it; `gauge`: a state. What applications tell is a `counter`: a total since some start.
@@ -43,12 +44,10 @@ pub(crate) fn rows(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64
 fn rows_at(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64, lag: u64) -> Result<(Rows, u64)> {
     let answer = ask(sysdig, &query(question, scope, sysdig.cluster()?, lag)?, end)?;
     let (_, kind) = series(question)?;
-    let (mut rows, mut seen, mut timed) = (Rows::new(), lag, BTreeSet::new());
-    let (mut several, mut twice) = (BTreeMap::new(), BTreeMap::new());
+    let (mut rows, mut seen, mut known) = (Rows::new(), lag, BTreeMap::new());
     for series in items(&answer, "/data/result") {
-        let labels = &series["metric"];
+        let (labels, value) = (&series["metric"], series["value"][1].as_str().unwrap_or_default());
         let text = |label: &str| labels[label].as_str().unwrap_or_default();
-        let value = series["value"][1].as_str().unwrap_or_default();
         let time = value.parse::<f64>().map_or(0, |seconds| seconds as u64);
         if text(PART) == "lag" {
             seen = (end.saturating_sub(time) / STEP * STEP).min(MOST_LAG);
@@ -56,38 +55,28 @@ fn rows_at(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64, lag: u
         }
         let name = |label: Option<&str>| label.map_or("", |label| text(&label_name(label))).to_owned();
         let object = Object::from(question.object_labels().map(name));
-        let empty = Row { end: end - lag, value: None, pods: Some(0), differing: String::new() };
+        // What was silent for five minutes has no time, however long the window is.
+        let old = end.saturating_sub(lag + question.tuning.window);
+        let empty = Row { end: old, value: None, pods: Some(0), differing: String::new() };
         let row = rows.entry(object.clone()).or_insert(empty);
-        // Series of which there is to be one: for the object, or for each of its containers.
-        let whose = match text(PART) {
-            "value" if question.tuning.group.is_empty() => Some([None; CONTAINER.len()]),
-            "twice" => Some(CONTAINER.map(|label| labels[label].as_str())),
-            _ => None,
-        };
-        if let Some(one) = whose.and_then(|whose| several.insert((object.clone(), whose), labels)) {
-            twice.insert(object, differing(one, labels));
-            continue;
-        }
         match text(PART) {
             "value" if row.value.is_none() => row.value = Some(Quantity::parse(value)),
-            "twice" => {}
-            "pods" => row.pods = value.parse().ok(),
-            "time" => {
-                row.end = row.end.min(time);
-                timed.insert(object);
+            "several" => {
+                let each = question.tuning.group == EACH;
+                let whose = CONTAINER.map(|label| labels[label].as_str().filter(|_| each));
+                let other = known.insert((object, whose), labels);
+                row.differing = other.map_or_else(|| mem::take(&mut row.differing), |other| differing(other, labels));
             }
+            "pods" => row.pods = value.parse().ok(),
+            "time" => row.end = time.min(end - lag),
             _ => return Err(invalid_answer("it has a series that was not asked for")),
         }
     }
-    for (object, differing) in twice {
-        rows.entry(object).and_modify(|row| (row.value, row.differing) = (Some(Err(Reason::Ambiguous)), differing));
-    }
-    // What was silent for five minutes has no time, however long the window is.
-    let old = end.saturating_sub(lag + question.tuning.window);
-    rows.iter_mut().filter(|(object, _)| !timed.contains(*object)).for_each(|(_, row)| row.end = old);
     // Silence of what counts changes is idleness, if the pods are seen; of anything else it is just silence.
     rows.retain(|_, row| kind == "delta" || row.value.is_some());
     rows.values_mut().filter(|row| row.value.is_none()).for_each(|row| row.end = end - lag);
+    let ambiguous = rows.values_mut().filter(|row| !row.differing.is_empty());
+    ambiguous.for_each(|row| row.value = Some(Err(Reason::Ambiguous)));
     Ok((rows, seen))
 }
 
@@ -95,7 +84,9 @@ fn rows_at(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64, lag: u
 fn differing(one: &Value, other: &Value) -> String {
     let keys = [one, other].into_iter().filter_map(Value::as_object).flat_map(|labels| labels.keys());
     let keys: BTreeSet<_> = keys.filter(|key| one[*key] != other[*key]).collect();
-    keys.into_iter().map(|key| format!("{key} ({}, {})", one[key], other[key])).collect::<Vec<_>>().join(", ")
+    let both = |key: &String| BTreeSet::from([one, other].map(|labels| labels[key].to_string()));
+    let shown = |key: &String| format!("{key} ({})", Vec::from_iter(both(key)).join(", "));
+    keys.into_iter().map(shown).collect::<Vec<_>>().join(", ")
 }
 
 pub(crate) fn is_collected(sysdig: &Sysdig, question: &Question, end: u64) -> Result<bool> {
@@ -166,13 +157,11 @@ fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64) -> Result<
         _ => format!("{time}_over_time({samples})"),
     };
     let part = |part: &str, query: String| format!("label_replace({query}, \"{PART}\", \"{part}\", \"\", \"\")");
-    let whose = format!("{by}, {}", CONTAINER.join(", "));
-    let twice = format!("topk by ({whose}) (2, ({value}) and on ({whose}) (count by ({whose}) ({value}) > 1))");
-    let value = match group {
-        "" => part("value", value),
-        EACH => format!("{} or {}", part("value", format!("avg by ({by}) ({value})")), part("twice", twice)),
-        _ => part("value", format!("{group} by ({by}) ({value})")),
-    };
+    let (single, each) = (group.is_empty() || group == EACH, if group == EACH { CONTAINER.as_slice() } else { &[] });
+    let whose = [&[by.as_str()], each].concat().join(", ");
+    let several = format!("topk by ({whose}) (2, ({value}) and on ({whose}) (count by ({whose}) ({value}) > 1))");
+    let value = part("value", format!("{} by ({by}) ({value})", if single { "avg" } else { group }));
+    let value = if single { format!("{value} or {}", part("several", several)) } else { value };
     let time = part("time", format!("max by ({by}) (timestamp({name}{{{matching}}}))"));
     if question.is_host() {
         return Ok(format!("{value} or {time}"));
