@@ -117,7 +117,15 @@ impl Kube {
     /// One call whose answer is an object. `what` names its subject for the reader of an error.
     /// Errors: [`Reason::ObjectNotFound`], [`Reason::KubernetesForbidden`] or [`Reason::KubernetesUnavailable`].
     pub fn call(&self, method: Method, path: &str, accept: &str, body: Option<&Value>, what: &str) -> Result<Value> {
-        let (status, answer, token) = self.send(method, path, accept, body)?;
+        let missing = "KUBERNETES_SERVICE_HOST is not set; the adapter runs in a pod with a service account";
+        let base = self.config.kubernetes.as_ref().ok_or_else(|| unavailable(missing))?;
+        let token = String::from_utf8(self.file("token")?).ok().and_then(|text| Secret::new(text.trim()));
+        let token = token.ok_or_else(|| unavailable("the service account directory holds no usable token"))?;
+        let kind = if method == Method::PATCH { "application/merge-patch+json" } else { JSON };
+        let (url, body) = (format!("{base}{path}"), body.map(Value::to_string).unwrap_or_default());
+        let sent = exchange(&self.agent()?, method, &url, &token, [accept, kind], body);
+        let sent = sent.and_then(|(status, _, body)| Ok((status, body?)));
+        let (status, answer) = sent.map_err(|error| unavailable(&explain(&error)))?;
         let says = || quoted(&remark(&answer).replace(token.expose(), "(hidden)"));
         let mend = "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles";
         Err(match status {
@@ -133,18 +141,6 @@ impl Kube {
             404 => refusal!(ObjectNotFound, "{what} does not exist"),
             other => unavailable(&format!("it answers {other}: {}", says())),
         })
-    }
-
-    fn send(&self, method: Method, path: &str, accept: &str, body: Option<&Value>) -> Result<(u16, Vec<u8>, Secret)> {
-        let missing = "KUBERNETES_SERVICE_HOST is not set; the adapter runs in a pod with a service account";
-        let base = self.config.kubernetes.as_ref().ok_or_else(|| unavailable(missing))?;
-        let token = String::from_utf8(self.file("token")?).ok().and_then(|text| Secret::new(text.trim()));
-        let token = token.ok_or_else(|| unavailable("the service account directory holds no usable token"))?;
-        let kind = if method == Method::PATCH { "application/merge-patch+json" } else { JSON };
-        let (url, body) = (format!("{base}{path}"), body.map(Value::to_string).unwrap_or_default());
-        let answer = exchange(&self.agent()?, method, &url, &token, [accept, kind], body);
-        let answer = answer.and_then(|(status, _, body)| Ok((status, body?, token)));
-        answer.map_err(|error| unavailable(&explain(&error)))
     }
 
     fn file(&self, name: &str) -> Result<Vec<u8>> {

@@ -11,8 +11,6 @@ const SYSDIG: &str = "Sysdig";
 const DEADLINE: Duration = Duration::from_secs(5);
 /// With objects in more namespaces than this, one list of the whole cluster takes the place of one for each.
 const MOST_LISTS: usize = 3;
-/// Seconds that the clocks may differ before it is worth a line in the log.
-const MOST_SKEW: u64 = 30;
 
 /// An object's name and value, and the end of the window it sums up in Unix seconds.
 pub(crate) type Item = (String, Quantity, u64);
@@ -21,16 +19,13 @@ pub(crate) struct Readings {
     kube: &'static Kube,
     sysdig: &'static Sysdig,
     store: Mutex<Store>,
-    /// There is something to ask Sysdig for; something was answered.
-    work: Condvar,
-    answered: Condvar,
+    /// There is something to ask Sysdig for, or something was answered.
+    news: Condvar,
 }
 
 impl Readings {
     pub(crate) fn new(config: &Config, kube: &'static Kube, sysdig: &'static Sysdig) -> Self {
-        let store = Mutex::new(Store::new(config));
-        let (work, answered) = (Condvar::new(), Condvar::new());
-        Self { kube, sysdig, store, work, answered }
+        Self { kube, sysdig, store: Mutex::new(Store::new(config)), news: Condvar::new() }
     }
 
     /// The values at `now` (Unix seconds), and the seconds of samples that each sums up; for `*` one for each object that
@@ -47,10 +42,10 @@ impl Readings {
         }
         self.sysdig.check_configured()?;
         let before = store.want(&plan, Instant::now())?;
-        self.work.notify_one();
+        self.news.notify_all();
         let closed = |store: &Store| store.closed(Instant::now());
         let pending = |store: &mut Store| store.answer(&plan, before, now).is_none() && closed(store).is_none();
-        let store = self.answered.wait_timeout_while(store, DEADLINE, pending);
+        let store = self.news.wait_timeout_while(store, DEADLINE, pending);
         let store = store.unwrap_or_else(PoisonError::into_inner).0;
         let slow = || refusal!(BackendTimeout, "no answer of Sysdig within {DEADLINE:?}; the query goes on: ask again");
         let answer = store.answer(&plan, before, now);
@@ -83,24 +78,19 @@ impl Readings {
             let job = self.next();
             let (now, before) = (unix_now(), QUERIES.get());
             let outcome = guarded(|| self.fetch(&job.0, &job.1, now));
-            let skew = self.sysdig.skew.load(Relaxed);
-            let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
-            changes::note("clock", &if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) });
             let cost = QUERIES.get() - before;
             lock(&self.store).done(&job, outcome, cost, Instant::now(), now);
-            self.answered.notify_all();
-            self.work.notify_all();
+            self.news.notify_all();
         }
     }
 
     fn next(&self) -> Job {
         let mut store = lock(&self.store);
         loop {
-            let pause = match store.next(Instant::now()) {
+            match store.next(Instant::now()) {
                 Ok(found) => return found,
-                Err(pause) => pause,
-            };
-            store = self.work.wait_timeout(store, pause).unwrap_or_else(PoisonError::into_inner).0;
+                Err(pause) => store = self.news.wait_timeout(store, pause).unwrap_or_else(PoisonError::into_inner).0,
+            }
         }
     }
 

@@ -91,7 +91,7 @@ pub enum Route {
     /// What nobody needs to be asked for.
     Document(String),
     /// `healthz` and `livez`: the process works; `readyz`: it can be sent requests. True with `?verbose`.
-    Health(&'static str, bool),
+    Health(String, bool),
     Read(Box<Read>),
     /// `/apis/GROUP/VERSION`
     Resources(Api),
@@ -159,11 +159,10 @@ pub fn route(method: &str, target: &str, external: bool) -> Result<Route, Error>
         served.find(|api| *api == (group, version)).ok_or_else(not_found)
     };
     let document = || discovery::document(&format!("/{}", segments.join("/")), external).ok_or_else(not_found);
-    let verbose = query.iter().any(|(key, _)| key == "verbose");
     let route = match *segments.iter().map(String::as_str).collect::<Vec<_>>() {
-        ["healthz"] => Route::Health("healthz", verbose),
-        ["livez"] => Route::Health("livez", verbose),
-        ["readyz"] => Route::Health("readyz", verbose),
+        [name @ ("healthz" | "livez" | "readyz")] => {
+            Route::Health(name.to_owned(), query.iter().any(|(key, _)| key == "verbose"))
+        }
         ["version"] => Route::Version,
         ["apis", group, version] => Route::Resources(api(group, version)?),
         ["apis", group, version, ref rest @ ..] => read(api(group, version)?, rest, &query, path)?,
@@ -237,30 +236,27 @@ pub fn is_metric_id(text: &str) -> bool {
 /// The decoded segments of a path. One trailing slash is no segment.
 fn segments(path: &str) -> Result<Vec<String>, Error> {
     let rest = path.strip_prefix('/').ok_or_else(|| refusal!(InvalidRequest, "the path does not start with /"))?;
-    let segments = rest.strip_suffix('/').unwrap_or(rest).split('/').filter(|_| !rest.is_empty());
-    segments.map(segment).collect()
-}
-
-fn segment(text: &str) -> Result<String, Error> {
-    let decoded = percent_decode(text, false);
-    let mistake = match decoded.as_deref() {
-        None => "what is not valid percent-encoding",
-        Some("") => "an empty segment",
-        Some("." | "..") => ". or .. segments",
-        Some(name) if name.contains(|c: char| c == '/' || c.is_control()) => "a character that cannot be in a name",
-        Some(name) => return Ok(name.to_owned()),
+    let segment = |text: &str| {
+        let decoded = percent_decode(text, false);
+        let mistake = match decoded.as_deref() {
+            None => "what is not valid percent-encoding",
+            Some("") => "an empty segment",
+            Some("." | "..") => ". or .. segments",
+            Some(name) if name.contains(|c: char| c == '/' || c.is_control()) => "a character that cannot be in a name",
+            Some(name) => return Ok(name.to_owned()),
+        };
+        Err(refusal!(InvalidRequest, "the path holds {mistake}: {}", quoted(decoded.as_deref().unwrap_or(text))))
     };
-    Err(refusal!(InvalidRequest, "the path holds {mistake}: {}", quoted(decoded.as_deref().unwrap_or(text))))
+    rest.strip_suffix('/').unwrap_or(rest).split('/').filter(|_| !rest.is_empty()).map(segment).collect()
 }
 
 fn pairs(query: &str) -> Result<Vec<(String, String)>, Error> {
-    query.split('&').filter(|pair| !pair.is_empty()).map(pair).collect()
-}
-
-fn pair(text: &str) -> Result<(String, String), Error> {
-    let (key, value) = text.split_once('=').unwrap_or((text, ""));
-    let decoded = percent_decode(key, true).zip(percent_decode(value, true));
-    decoded.ok_or_else(|| refusal!(InvalidRequest, "{} in the query is not valid percent-encoding", quoted(text)))
+    let pair = |text: &str| {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        let decoded = percent_decode(key, true).zip(percent_decode(value, true));
+        decoded.ok_or_else(|| refusal!(InvalidRequest, "{} in the query is not valid percent-encoding", quoted(text)))
+    };
+    query.split('&').filter(|text| !text.is_empty()).map(pair).collect()
 }
 
 /// Decodes `%2A`, and `+` as a blank where `form` says so. None if it is broken or not UTF-8.
@@ -305,9 +301,9 @@ mod tests {
             ("/apis/custom.metrics.k8s.io", document("/apis/custom.metrics.k8s.io")),
             ("/apis/custom.metrics.k8s.io/v1beta1", Route::Resources((GROUP, "v1beta1"))),
             ("/apis/custom.metrics.k8s.io/v1beta2/", Route::Resources((GROUP, "v1beta2"))),
-            ("/healthz", Route::Health("healthz", false)),
-            ("/livez?verbose", Route::Health("livez", true)),
-            ("/readyz?verbose=true", Route::Health("readyz", true)),
+            ("/healthz", Route::Health("healthz".to_owned(), false)),
+            ("/livez?verbose", Route::Health("livez".to_owned(), true)),
+            ("/readyz?verbose=true", Route::Health("readyz".to_owned(), true)),
             ("/openapi/v2", document("/openapi/v2")),
             ("/openapi/v3", document("/openapi/v3")),
             ("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1?hash=0", document("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1")),

@@ -4,13 +4,14 @@ use crate::prelude::*;
 use crate::tls::{agent, certificates, exchange, explain};
 use crate::{data, promql, timestamp::second_of_day};
 use serde::de::DeserializeOwned;
-use std::{cell::Cell, fs, path::PathBuf, sync::atomic::AtomicI64, sync::atomic::AtomicU64};
+use std::{cell::Cell, fs, path::PathBuf, sync::atomic::AtomicU64};
 use ureq::{Agent, Proxy};
 
 /// Seconds between samples.
 pub(crate) const STEP: u64 = 10;
-/// Seconds that Sysdig's clock may be ahead of ours.
+/// Seconds that samples may be ahead of our clock; and that the clocks may differ before it is worth a line in the log.
 const AHEAD: u64 = 60;
+const MOST_SKEW: u64 = 30;
 /// With more objects than this, all of their namespaces are asked for instead of each by its name.
 const MOST_NAMES: usize = 500;
 /// For how many seconds it stays known that a metric is collected, and that it is not.
@@ -97,8 +98,6 @@ pub struct Sysdig {
     config: Config,
     /// Seconds by which samples arrive late, as PromQL shows it.
     pub(crate) lag: AtomicU64,
-    /// Seconds that Sysdig's clock is ahead of ours, by its last answer.
-    pub(crate) skew: AtomicI64,
     /// The minute since 1970 of the last query, and how many there were in it.
     queries: Mutex<(u64, u64)>,
     /// Whether a metric is collected in the cluster, and until when that is known.
@@ -115,8 +114,7 @@ impl Sysdig {
         let (roots, config) = (config.sysdig_ca_file.as_ref().map(read).transpose()?, config.clone());
         let proxy = Proxy::try_from_env();
         let agent = agent(roots.as_deref(), !config.insecure_skip_verify, config.sysdig_timeout, proxy);
-        let (queries, collected) = (Mutex::default(), Mutex::default());
-        Ok(Self { agent, config, lag: AtomicU64::new(0), skew: AtomicI64::new(0), queries, collected })
+        Ok(Self { agent, config, lag: AtomicU64::new(0), queries: Mutex::default(), collected: Mutex::default() })
     }
 
     /// Makes sure that a read has its settings. Errors: [`Reason::NotConfigured`], with the command that mends it.
@@ -146,9 +144,8 @@ impl Sysdig {
 
     /// Whether anything in the cluster had a sample of the metric within a day; remembered. Errors: Sysdig failed.
     pub fn is_collected(&self, question: &Question, now: u64) -> Result<bool, Error> {
-        let known = lock(&self.collected).get(&question.metric).copied().filter(|(_, until)| now < *until);
-        if let Some((collected, _)) = known {
-            return Ok(collected);
+        if let Some((collected, _)) = lock(&self.collected).get(&question.metric).filter(|(_, until)| now < *until) {
+            return Ok(*collected);
         }
         let ask = if self.speaks_promql(&question.metric) { promql::is_collected } else { data::is_collected };
         let collected = ask(self, question, window_end(now))?;
@@ -162,20 +159,16 @@ impl Sysdig {
     }
 
     pub fn catalogue(&self) -> Result<Vec<String>, Error> {
-        let ids = if self.config.backend == "promql" { promql::names(self)? } else { data::catalogue(self)? };
-        Ok(BTreeSet::from_iter(ids).into_iter().collect())
+        if self.config.backend == "promql" { promql::names(self) } else { data::catalogue(self) }
     }
 
     fn count_query(&self, now: u64) -> Result<(), Error> {
         let (most, mut queries) = (self.config.max_queries, lock(&self.queries));
-        if queries.0 != now / 60 {
-            *queries = (now / 60, 0);
-        }
-        if queries.1 >= most {
+        *queries = (now / 60, if queries.0 == now / 60 { queries.1 + 1 } else { 1 });
+        if queries.1 > most {
             let used = refusal!(BackendRateLimited, "SDC_MAX_QUERIES_PER_MINUTE ({most}) is used up for this minute");
             return Err(Error { retry_after: Some(60 - now % 60), ..used });
         }
-        queries.1 += 1;
         QUERIES.set(QUERIES.get() + 1);
         Ok(())
     }
@@ -203,12 +196,13 @@ impl Sysdig {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         if let Some(theirs) = header("Date").and_then(second_of_day) {
             let (ours, half) = ((unix_now() % 86_400).cast_signed(), 43_200);
-            self.skew.store((theirs - ours + half).rem_euclid(2 * half) - half, Relaxed);
+            let skew = (theirs - ours + half).rem_euclid(2 * half) - half;
+            let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
+            changes::note("clock", &if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) });
         }
         if status != 200 {
             let retry_after = header("Retry-After").and_then(|text| text.parse().ok());
-            let refused = self.refused(status, &body.unwrap_or_default(), token);
-            return Err(Error { retry_after, ..refused });
+            return Err(Error { retry_after, ..self.refused(status, &body.unwrap_or_default(), token) });
         }
         body.map_err(|error| match error {
             ureq::Error::Timeout(_) => self.unreachable(&error),
