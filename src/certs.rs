@@ -44,10 +44,9 @@ impl Keeper {
 
     /// Looks after all of it once, and tells whether it is as it should be.
     pub(crate) fn keep(&self) -> bool {
-        let result = self.round();
-        changes::note("serving certificate", &result);
+        let kept = changes::noted("serving certificate", self.round()).is_ok();
         self.serving.settled.store(true, Relaxed);
-        result.is_ok()
+        kept
     }
 
     fn round(&self) -> Result<(), Error> {
@@ -126,8 +125,7 @@ impl Keeper {
 impl Kept {
     fn read(secret: &Value) -> Option<Self> {
         let text = |key: &str| String::from_utf8(decode_base64(secret.get("data")?.get(key)?.as_str()?)?).ok();
-        let (authority, authority_key) = (text("ca.crt")?, text("ca.key")?);
-        Some(Self { authority, authority_key, chain: text("tls.crt")?, key: text("tls.key")? })
+        Some(Self { authority: text("ca.crt")?, authority_key: text("ca.key")?, chain: text("tls.crt")?, key: text("tls.key")? })
     }
 
     fn data(&self) -> Value {
@@ -143,11 +141,10 @@ impl Kept {
             let (authority, leaf) = (authorities.first()?, chain.first()?);
             verify(leaf, &anchors(&self.authority).ok()?, now).ok()?;
             let named = EndEntityCert::try_from(leaf).ok()?;
-            for name in names {
-                named.verify_is_valid_for_subject_name(&ServerName::try_from(name.as_str()).ok()?).ok()?;
-            }
+            let fits = |name: &String| Some(named.verify_is_valid_for_subject_name(&ServerName::try_from(&**name).ok()?).is_ok());
             certified_key(&self.chain, &self.key).ok()?;
-            Some(lasts(leaf, CERTIFICATE_DAYS, now) && lasts(authority, AUTHORITY_DAYS, now))
+            let lasting = lasts(leaf, CERTIFICATE_DAYS, now) && lasts(authority, AUTHORITY_DAYS, now);
+            Some(lasting && names.iter().all(|name| fits(name).unwrap_or_default()))
         };
         check().unwrap_or_default()
     }

@@ -6,11 +6,12 @@ use std::mem;
 /// Of each thing: the reason it fails for, if it does, and how often it did so far.
 static STATES: Mutex<BTreeMap<&str, (Option<Reason>, u64)>> = Mutex::new(BTreeMap::new());
 
-/// Notes how `thing` went, and logs it if that is another state than before.
-pub(crate) fn note<T>(thing: &'static str, result: &Result<T, Error>) {
+/// Passes on how `thing` went, and logs it if that is another state than before.
+pub(crate) fn noted<T>(thing: &'static str, result: Result<T>) -> Result<T> {
     if let Some((level, line)) = change(thing, result.as_ref().err()) {
         log::log!(level, "{line}");
     }
+    result
 }
 
 fn change(thing: &'static str, error: Option<&Error>) -> Option<(log::Level, String)> {

@@ -37,13 +37,13 @@ impl<'a> Head<'a> {
     /// Reads a complete head. After an error it is not known where the next request would start.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
         let text = bytes.strip_suffix(b"\r\n\r\n");
-        let text = text.ok_or_else(|| invalid("the request head is incomplete"))?;
+        let text = text.ok_or_else(|| refusal!(InvalidRequest, "the request head is incomplete"))?;
         // A line that LF alone ends is not split off, and refused for holding a control character.
         let lines = text.split_inclusive(|&byte| byte == b'\n');
         let mut lines = lines.map(|line| line.strip_suffix(b"\r\n").unwrap_or(line));
         let (method, target, newer) = request_line(lines.next().unwrap_or_default())?;
         let headers: Option<Vec<_>> = lines.take(MOST_HEADERS + 1).map(header).collect();
-        let headers = headers.ok_or_else(|| invalid("a header line is malformed"))?;
+        let headers = headers.ok_or_else(|| refusal!(InvalidRequest, "a header line is malformed"))?;
         ensure!(headers.len() <= MOST_HEADERS, HeadTooLarge, "more than {MOST_HEADERS} headers");
         let head = Self { method, target, headers, keep_alive: newer };
         Ok(Self { keep_alive: head.check()?, ..head })
@@ -89,25 +89,25 @@ impl<'a> Head<'a> {
         let hosts = self.values("host").count();
         let body = has("transfer-encoding") || self.values("content-length").any(|value| value != b"0");
         Err(match self.method {
-            _ if hosts > 1 || (hosts == 0 && self.keep_alive) => invalid("there must be one Host header"),
-            "GET" | "HEAD" if body => invalid("a request body (Content-Length, Transfer-Encoding) is not accepted"),
+            _ if hosts > 1 || (hosts == 0 && self.keep_alive) => refusal!(InvalidRequest, "there must be one Host header"),
+            "GET" | "HEAD" if body => {
+                refusal!(InvalidRequest, "a request body (Content-Length, Transfer-Encoding) is not accepted")
+            }
             method if body => {
                 let method = quoted(method);
                 refusal!(MethodNotAllowed, "{method} is not allowed: metrics are read-only, use GET")
             }
-            _ if asks("upgrade") || has("upgrade") => invalid("Upgrade is not accepted: use plain HTTP/1.1 over TLS"),
+            _ if asks("upgrade") || has("upgrade") => {
+                refusal!(InvalidRequest, "Upgrade is not accepted: use plain HTTP/1.1 over TLS")
+            }
             _ => return Ok(self.keep_alive && !asks("close")),
         })
     }
 }
 
-fn invalid(why: &str) -> Error {
-    refusal!(InvalidRequest, "{why}")
-}
-
 /// Method, target, and whether this is HTTP/1.1 and not 1.0.
 fn request_line(line: &[u8]) -> Result<(&str, &str, bool), Error> {
-    let malformed = || invalid("the request line is malformed");
+    let malformed = || refusal!(InvalidRequest, "the request line is malformed");
     let words: Vec<&str> = ascii(line).ok_or_else(malformed)?.split(' ').collect();
     let &[method, target, version] = words.as_slice() else { return Err(malformed()) };
     let fits = is_token(method.as_bytes()) && method.len() <= 32 && target.starts_with('/');

@@ -53,7 +53,7 @@ impl Readings {
     }
 
     fn plan(&self, read: &Read) -> Result<Plan> {
-        let (labels, tuning) = settle(&read.selector, Tuning::default());
+        let (labels, tuning) = settle(&read.selector);
         let (select, metric) = (read.select.clone(), read.metric.clone());
         let (resource, promql) = (select.resource, self.sysdig.speaks_promql(&metric));
         let mut question = Question { metric, tuning, resource, legacy: read.described != resource, labels };
@@ -129,10 +129,8 @@ impl Readings {
     /// A mistake in the question is no state of who was asked. A Sysdig that is none shows in the metric catalogue.
     fn noted<T>(&self, asked: &'static str, result: Result<T>) -> Result<T> {
         let callers = [Reason::ObjectNotFound, Reason::PartlySeen, Reason::InvalidRequest, Reason::BackendRejected];
-        if result.as_ref().err().is_none_or(|error| !callers.contains(&error.reason)) {
-            changes::note(asked, &result);
-        }
-        result
+        let theirs = result.as_ref().is_err_and(|error| callers.contains(&error.reason));
+        if theirs { result } else { changes::noted(asked, result) }
     }
 }
 
@@ -152,30 +150,23 @@ struct Fetch<'a> {
 impl Fetch<'_> {
     /// The values of a reading: those of its objects that have one, or that of a Service out of its pods'.
     fn items(&mut self, select: &Select, objects: &[Object]) -> Result<Vec<Item>> {
-        let (mut items, mut refusal) = (Vec::<Item>::new(), Ok(()));
-        for object in objects {
-            match self.item(object) {
-                Ok(item) => items.push(item),
-                // What does not pass by itself is told before what does.
-                Err(error) if refusal.is_ok() || !error.reason.is_passing() => refusal = Err(error),
-                Err(_) => {}
-            }
+        let (items, errors): (Vec<_>, Vec<_>) = objects.iter().map(|object| self.item(object)).partition(Result::is_ok);
+        let items: Vec<Item> = items.into_iter().flatten().collect();
+        // What does not pass by itself is told first.
+        let mut refusal = errors.into_iter().filter_map(Result::err).min_by_key(|error| error.reason.is_passing());
+        let own = select.resource == self.question.resource;
+        if let Some(error) = refusal.take_if(|error| items.is_empty() || !(own || error.reason.is_passing())) {
+            return Err(error);
         }
-        let Some(end) = items.iter().map(|(_, _, end)| *end).min() else { return refusal.map(|()| items) };
-        if select.resource == self.question.resource {
-            return Ok(items);
-        }
-        if refusal.as_ref().is_err_and(|error| !error.reason.is_passing()) {
-            return refusal.map(|()| items);
-        }
+        let Some(end) = items.iter().map(|(_, _, end)| *end).min().filter(|_| !own) else { return Ok(items) };
         let (metric, group) = (&self.question.metric, self.question.tuning.group);
         let what = named(select.resource, &select.namespace, &select.name);
         let value = Quantity::combine(group, items.iter().map(|(_, value, _)| *value));
         let value = value.map_err(|reason| no_value(reason, metric, &what, ""))?;
-        if group == "sum" || value == Quantity::ZERO {
-            refusal.map_err(|error| Error::new(Reason::PartlySeen, error.message))?;
+        match refusal {
+            Some(error) if group == "sum" || value == Quantity::ZERO => Err(Error::new(Reason::PartlySeen, error.message)),
+            _ => Ok(vec![(select.name.clone(), value, end)]),
         }
-        Ok(vec![(select.name.clone(), value, end)])
     }
 
     fn item(&mut self, object: &Object) -> Result<Item> {
@@ -211,10 +202,8 @@ impl Fetch<'_> {
         let ready = resource.counts_pods().then(|| readings.kube.ready(resource, place, object));
         let ready = readings.noted(KUBERNETES, ready.transpose())?.map_or(1, |ready| ready.count.max(1));
         let ask = || readings.noted(SYSDIG, readings.sysdig.pods(question, &self.scope, self.now));
-        let seen = match row.pods {
-            Some(seen) => seen,
-            None => *self.seen.get_or_insert_with(ask).as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0),
-        };
+        let mut asked = || Ok(*self.seen.get_or_insert_with(ask).as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
+        let seen = row.pods.map_or_else(&mut asked, Ok)?;
         if seen >= ready {
             return Ok(());
         }

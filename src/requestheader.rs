@@ -77,9 +77,7 @@ impl Trust {
         if asked.is_none_or(|at| at < called) && (wait || early.is_zero()) {
             thread::sleep(early);
             *asked = Some(Instant::now());
-            let found = self.kube.request_header();
-            changes::note("request header configuration", &found);
-            if let Ok(found) = found {
+            if let Ok(found) = changes::noted("request header configuration", self.kube.request_header()) {
                 *lock(&self.current) = Some(Arc::new(found));
             }
         }

@@ -91,10 +91,8 @@ fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), F
     // Discovery's list; nothing else depends on it.
     every([600, 30], move || {
         let found = sysdig.catalogue().map(|metrics| handler.list(&metrics));
-        if found.as_ref().err().is_none_or(|error| error.reason != Reason::NotConfigured) {
-            changes::note("metric catalogue", &found);
-        }
-        found.is_ok()
+        let configured = found.as_ref().err().is_none_or(|error| error.reason != Reason::NotConfigured);
+        configured && changes::noted("metric catalogue", found).is_ok()
     });
 
     // The second is for nodes without IPv6.
@@ -149,8 +147,7 @@ fn serve_certificate(config: &'static Config, kube: &'static Kube) -> Result<Arc
             let key = key.map_err(|mistake| format!("TLS_KEY_FILE: {mistake}"));
             let pair = chain.and_then(|chain| certified_key(chain, key?));
             let pair = pair.map_err(|mistake| refusal!(NotConfigured, "{name} is not used: {mistake}"));
-            changes::note("serving certificate", &pair);
-            if let Ok(pair) = pair {
+            if let Ok(pair) = changes::noted("serving certificate", pair) {
                 served.replace(pair);
                 served.settled.store(true, Relaxed);
                 log::info!("serving certificate {name} is in use");

@@ -66,13 +66,9 @@ impl Requirement {
     }
 }
 
-impl Default for Tuning {
-    fn default() -> Self {
-        Self { time: "avg", group: "", window: 60 }
-    }
-}
-
 impl Tuning {
+    pub const DEFAULT: Self = Self { time: "avg", group: "", window: 60 };
+
     /// Takes a setting over. None if it is not understood.
     fn set(&mut self, Requirement { key, operator, values }: &Requirement) -> Option<()> {
         let value = values.first().filter(|_| values.len() == 1 && *operator == Operator::In)?;
@@ -96,7 +92,7 @@ pub fn parse(text: &str) -> Result<Vec<Requirement>, Error> {
         depth = if c == '(' { depth + 1 } else { depth.saturating_sub(usize::from(c == ')')) };
         c == ',' && depth == 0
     });
-    let fits = |it: &Requirement| !it.key.starts_with(RESERVED) || Tuning::default().set(it).is_some();
+    let fits = |it: &Requirement| !it.key.starts_with(RESERVED) || { Tuning::DEFAULT }.set(it).is_some();
     for part in parts.filter(|_| !text.is_empty()) {
         let found = Requirement::parse(part.trim()).filter(|it| text.len() <= LONGEST && fits(it));
         let what = || format!("the selector of the metric {} is not understood at position {position}", quoted(text));
@@ -106,8 +102,9 @@ pub fn parse(text: &str) -> Result<Vec<Requirement>, Error> {
     Ok(requirements)
 }
 
-/// What samples must fulfil, and `tuning` with the settings.
-pub fn settle(requirements: &[Requirement], mut tuning: Tuning) -> (Vec<Requirement>, Tuning) {
+/// What samples must fulfil, and the settings.
+pub fn settle(requirements: &[Requirement]) -> (Vec<Requirement>, Tuning) {
+    let mut tuning = Tuning::DEFAULT;
     let labels = requirements.iter().filter(|it| tuning.set(it).is_none());
     (labels.cloned().collect(), tuning)
 }
@@ -134,12 +131,12 @@ mod tests {
     use super::*;
 
     fn parsed(text: &str) -> Result<(Vec<Requirement>, Tuning), Error> {
-        parse(text).map(|found| settle(&found, Tuning::default()))
+        parse(text).map(|found| settle(&found))
     }
 
     #[test]
     fn labels_and_reserved_keys_are_told_apart() {
-        let default = Tuning::default();
+        let default = Tuning::DEFAULT;
         let check = |text: &str, labels: &[(&str, &str)], tuning: Tuning| {
             let (found, tuned) = parsed(text).unwrap();
             let pairs: Vec<_> = found.iter().map(|it| (it.key.as_str(), it.values[0].as_str())).collect();

@@ -60,7 +60,8 @@ fn dispatch(handler: &Handler, mut asked: Asked, wait: Wait, next: Option<&SyncS
         None => Err(TrySendError::Full(asked)),
     };
     if let Err(TrySendError::Full(asked) | TrySendError::Disconnected(asked)) = handed {
-        respond(asked, answer.map_err(|stop| stop.unwrap_or_else(overloaded)));
+        let overloaded = || refusal!(Overloaded, "more metrics are being read than the adapter can wait for: ask again");
+        respond(asked, answer.map_err(|stop| stop.unwrap_or_else(|| Error { retry_after: Some(1), ..overloaded() })));
     }
 }
 
@@ -68,11 +69,6 @@ fn dispatch(handler: &Handler, mut asked: Asked, wait: Wait, next: Option<&SyncS
 pub(crate) fn guarded<T, E: From<Error>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     let bug = || refusal!(Internal, "the adapter has a bug; please report it with its log (kubectl logs)");
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(bug().into()))
-}
-
-fn overloaded() -> Error {
-    let error = refusal!(Overloaded, "more metrics are being read than the adapter can wait for: ask again");
-    Error { retry_after: Some(1), ..error }
 }
 
 fn respond(Asked { request, since, user, .. }: Asked, answer: Result<Response>) {

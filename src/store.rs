@@ -55,7 +55,6 @@ struct Ask {
     /// Asked for more than once: kept fresh.
     again: bool,
     waiting: bool,
-    answers: u64,
     answered: Option<Instant>,
     /// The last good values, and why there are none since then (Unix seconds).
     items: Vec<Item>,
@@ -78,8 +77,8 @@ impl Store {
         })
     }
 
-    /// Notes that somebody waits for an answer. Returns how often there was one. Errors: there is no room.
-    pub(crate) fn want(&mut self, plan: &Plan, at: Instant) -> Result<u64> {
+    /// Notes that somebody waits for an answer. Returns when there was one. Errors: there is no room.
+    pub(crate) fn want(&mut self, plan: &Plan, at: Instant) -> Result<Option<Instant>> {
         if self.batches.len() >= MOST_QUESTIONS || self.asks() >= MOST_ASKS {
             self.forget(at, |ask| !ask.again);
         }
@@ -88,13 +87,13 @@ impl Store {
         let ask = batch.asks.entry(plan.select.clone()).or_default();
         ask.again |= ask.last.is_some();
         (ask.last, ask.waiting) = (Some(at), true);
-        Ok(ask.answers)
+        Ok(ask.answered)
     }
 
-    /// What somebody waited for since there were `before` answers.
-    pub(crate) fn answer(&self, plan: &Plan, before: u64, now: u64) -> Option<Result<Vec<Item>>> {
+    /// What somebody waited for since there was an answer `before`.
+    pub(crate) fn answer(&self, plan: &Plan, before: Option<Instant>, now: u64) -> Option<Result<Vec<Item>>> {
         let ask = self.batches.get(&plan.question)?.asks.get(&plan.select)?;
-        (ask.answers > before).then(|| ask.outcome(plan, self.max_age, now))
+        (ask.answered != before).then(|| ask.outcome(plan, self.max_age, now))
     }
 
     fn asks(&self) -> usize {
@@ -178,7 +177,7 @@ impl Store {
 
 impl Ask {
     fn take(&mut self, answer: Result<Vec<Item>>, forgetful: bool, at: Instant, now: u64) {
-        (self.answers, self.answered, self.waiting) = (self.answers + 1, Some(at), false);
+        (self.answered, self.waiting) = (Some(at), false);
         match answer {
             Ok(items) => (self.items, self.error) = (items, None),
             Err(error) => {
@@ -229,7 +228,7 @@ mod tests {
 
     fn plan(metric: &str, name: &str) -> Plan {
         let resource = &Resource::SERVICES;
-        let (metric, tuning, legacy, labels) = (metric.to_owned(), Tuning::default(), false, Vec::new());
+        let (metric, tuning, legacy, labels) = (metric.to_owned(), Tuning::DEFAULT, false, Vec::new());
         let question = Question { metric, tuning, resource, legacy, labels };
         let [namespace, name, labels] = ["default", name, ""].map(str::to_owned);
         Plan { question, select: Select { resource, namespace, name, labels } }
@@ -414,7 +413,7 @@ mod tests {
                 store.done(&job, Ok(job.1.iter().map(|_| Err(none())).collect()), 1, at, NOW);
             }
             let room = store.want(&plan("b", "kuard"), at);
-            assert_eq!(room.map_err(|error| error.reason), if answered { Ok(0) } else { Err(Reason::Overloaded) });
+            assert_eq!(room.map_err(|error| error.reason), if answered { Ok(None) } else { Err(Reason::Overloaded) });
         }
     }
 }

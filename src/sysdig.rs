@@ -198,7 +198,7 @@ impl Sysdig {
             let (ours, half) = ((unix_now() % 86_400).cast_signed(), 43_200);
             let skew = (theirs - ours + half).rem_euclid(2 * half) - half;
             let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
-            changes::note("clock", &if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) });
+            let _ = changes::noted("clock", if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) });
         }
         if status != 200 {
             let retry_after = header("Retry-After").and_then(|text| text.parse().ok());

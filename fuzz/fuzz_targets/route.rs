@@ -21,7 +21,7 @@ fuzz_target!(|text: &str| {
                 }
                 assert!(read.select.labels.is_empty() || read.name == "*");
                 assert_eq!(read.verb() == "list", read.is_external() || read.access[2].is_empty());
-                let (labels, tuning) = settle(&read.selector, Tuning::default());
+                let (labels, tuning) = settle(&read.selector);
                 assert!((20..=600).contains(&tuning.window) && tuning.window % 10 == 0);
                 for label in &labels {
                     for text in label.values.iter().chain([&label.key]) {

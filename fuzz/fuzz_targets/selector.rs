@@ -34,7 +34,7 @@ fuzz_target!(|text: &str| {
         let single = matches!(requirement.operator, Operator::Exists | Operator::DoesNotExist);
         assert_eq!(requirement.values.is_empty(), single, "{requirement:?}");
     }
-    let (labels, Tuning { time, group, window }) = settle(&requirements, Tuning::default());
+    let (labels, Tuning { time, group, window }) = settle(&requirements);
     assert!(labels.iter().all(|label| !label.key.starts_with("sysdig/")));
     assert!(["avg", "timeAvg", "sum", "min", "max"].contains(&time));
     assert!(["", "avg", "sum", "min", "max"].contains(&group));
