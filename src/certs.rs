@@ -182,9 +182,15 @@ fn verify(certificate: &CertificateDer<'_>, anchors: &[TrustAnchor<'_>], now: u6
     certificate.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, anchors, &[], time, usage, None, None).map(drop)
 }
 
-/// Whether a third of so many days is left: without any anchor a certificate is refused, but an expired one for that.
+/// When a certificate ends, in Unix seconds: without any anchor it is refused, but once expired for that.
+pub(crate) fn end(certificate: &CertificateDer<'_>) -> u64 {
+    let Err(webpki::Error::CertExpired { not_after, .. }) = verify(certificate, &[], u64::MAX) else { return 0 };
+    not_after.as_secs()
+}
+
+/// Whether a third of so many days is left.
 fn lasts(certificate: &CertificateDer<'_>, days: u64, now: u64) -> bool {
-    !matches!(verify(certificate, &[], now + days * DAY / 3), Err(webpki::Error::CertExpired { .. }))
+    now + days * DAY / 3 <= end(certificate)
 }
 
 /// Valid from an hour ago, for clocks that are late.
