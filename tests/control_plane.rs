@@ -378,6 +378,7 @@ impl Stage {
 
     fn namespace_comes_and_goes(&self, name: &str) {
         self.plane.run(&["create", "namespace", name]);
+        self.plane.run(&["get", "namespace", name, "-o", "jsonpath={.status.conditions}"]);
         self.plane.run(&["delete", "namespace", name, "--timeout=60s"]);
     }
 

@@ -114,18 +114,25 @@ const LOOKS: How = How::Not("it only looks, at pods and logs that a control plan
 /// Every command that the documents show begins like one of these; the first that fits counts.
 const COMMANDS: &[(&str, How)] = &[
     ("cargo run --release --example demo", How::Run(CI, "cargo run --release --locked --example demo")),
-    ("cargo run --release --example bench -- --write", How::Not("it takes half an hour, and writes what it measured")),
+    ("cargo run --release --example bench", How::Not("it takes half an hour, and writes what it measured")),
     ("cargo test --locked", How::Run(CI, "cargo test --locked")),
+    ("cargo test --test control_plane", How::Run(CI, "cargo test --locked")),
+    ("fuzz/run ", How::Run(CI, "fuzz/run ")),
     ("cargo tree -e normal --target", How::Run("tests/house.rs", "\"tree\", \"--locked\", \"--target\"")),
     ("docker ", NO_REGISTRY),
     ("kind load ", NO_REGISTRY),
     ("kubectl get --raw", How::Run(PLANE, "\"get\", \"--raw\"")),
     ("kubectl get hpa kuard-autoscaler", How::Run("tests/control_plane/load.rs", "\"get\", \"hpa\", \"kuard-autoscaler\"")),
-    ("kubectl get apiservice ", How::Run(PLANE, "\"get\", \"apiservice\"")),
+    ("kubectl get hpa", How::Run("tests/control_plane/load.rs", "\"get\", \"hpa\"")),
+    ("kubectl get namespace ", How::Run(PLANE, "\"get\", \"namespace\"")),
+    ("kubectl get apiservice", How::Run(PLANE, "\"get\", \"apiservice\"")),
     ("kubectl get deployment,service,clusterrole,apiservice", OTHERS),
     ("kubectl get scaledobject", OTHERS),
     ("kubectl get pods", LOOKS),
     ("kubectl logs ", LOOKS),
+    ("kubectl describe pod", LOOKS),
+    ("kubectl top pods", LOOKS),
+    ("kubectl set env deployment/", How::Not("it replaces pods, of which a control plane without nodes has none")),
     ("kubectl api-versions", How::Run(PLANE, "\"api-versions\"")),
     ("kubectl apply -f manifests/", How::Run(PLANE, "\"apply\", \"-f\"")),
     ("kubectl apply -f web-hpa.yaml", How::Not("the file is the reader's, made of the example before it")),
@@ -138,6 +145,10 @@ const COMMANDS: &[(&str, How)] = &[
     ("curl -sk", How::Not("it goes through port-forward; tests/auth.rs asks the same with a token")),
     ("kubectl describe hpa", How::Run("tests/control_plane/load.rs", "\"describe\", \"hpa\"")),
     ("kubectl patch secret custom-metrics-apiserver-certificate", How::Run("tests/control_plane/trust.rs", "&[\"patch\"]")),
+    ("kubectl patch apiservice ", How::Run(PLANE, "\"patch\", \"apiservice\"")),
+    ("kubectl delete namespace", How::Run(PLANE, "\"delete\", \"namespace\"")),
+    ("kubectl delete -k .", How::Not("it deletes what .ci/run renders out of the same files")),
+    ("kubectl delete hpa -n shop", How::Not("it takes back what the reader made")),
     ("kubectl delete apiservice ", How::Run(PLANE, "\"delete\", \"apiservice\"")),
     ("kubectl delete -f manifests/", How::Run(PLANE, "\"delete\", \"-f\"")),
     ("kubectl delete deployment", OTHERS),
@@ -145,12 +156,25 @@ const COMMANDS: &[(&str, How)] = &[
     ("kubectl delete clusterrolebinding try-it", How::Not("it takes back what the reader made")),
 ];
 
+/// What a reader would run: behind a prompt, within a sentence or a table, or as the command of an alert.
+fn commands(document: &str) -> impl Iterator<Item = &str> {
+    let prompted = document.lines().filter_map(|line| line.strip_prefix("$ "));
+    let prose = document.split("```").step_by(2).flat_map(|prose| prose.split('`').skip(1).step_by(2));
+    let programs = ["kubectl ", "cargo ", "docker ", "helm ", "curl ", "fuzz/run "];
+    // Two words name a command and do not say what it shall do.
+    let whole =
+        move |it: &&str| programs.iter().any(|name| it.starts_with(name)) && (it.split(' ').count() > 2 || it.contains('/'));
+    let alerts = document.lines().filter_map(|line| line.trim().strip_prefix("command: "));
+    let alerts = alerts.flat_map(|line| line.trim_matches('\'').split("; "));
+    prompted.chain(prose.filter(whole)).chain(alerts)
+}
+
 #[test]
 fn every_command_is_run_by_a_test_or_says_why_not() {
     let mut used = BTreeSet::new();
-    for path in documents() {
+    for path in documents().into_iter().chain([root().join("docs/alerts.yaml")]) {
         let document = fs::read_to_string(&path).unwrap();
-        for command in document.lines().filter_map(|line| line.strip_prefix("$ ")) {
+        for command in commands(&document) {
             let found = COMMANDS.iter().position(|(start, _)| command.starts_with(start));
             used.insert(found.unwrap_or_else(|| panic!("{}: nobody runs: {command}", path.display())));
         }
