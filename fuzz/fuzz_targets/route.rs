@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use sysdig_metrics_adapter::route::{APIS, EXTERNAL, Route, is_metric_id, percent_decode, route};
-use sysdig_metrics_adapter::selector::{Tuning, settle};
+use sysdig_metrics_adapter::selector::settle;
 
 fuzz_target!(|text: &str| {
     let (method, target) = text.split_once(' ').unwrap_or(("GET", text));
