@@ -1,6 +1,7 @@
 //! Says in the log what changed, and only that: an outage is one line when it starts and one when it ends.
 
 use crate::prelude::*;
+use std::mem;
 
 /// Of each thing: the reason it fails for, if it does, and how often it did so far.
 static STATES: Mutex<BTreeMap<&str, (Option<Reason>, u64)>> = Mutex::new(BTreeMap::new());
@@ -16,19 +17,14 @@ pub(crate) fn noted<T>(thing: &'static str, result: Result<T>) -> Result<T> {
 fn change(thing: &'static str, error: Option<&Error>) -> Option<(log::Level, String)> {
     let mut states = lock(&STATES);
     let (failing, failures) = states.entry(thing).or_default();
-    let (before, failed) = (*failing, *failures);
-    (*failing, *failures) = error.map_or((None, 0), |error| (Some(error.reason), failed + 1));
-    for (reason, count) in [(before, 0), (*failing, *failures)] {
-        let labels = format!(r#"thing="{thing}",reason="{}""#, reason.map_or("ok", Reason::word));
-        metrics::set("consecutive_failures", &labels, count as f64);
-    }
-    match error {
-        Some(Error { reason, message, .. }) if before != Some(*reason) => {
-            Some((log::Level::Warn, format!("{thing}: {}: {message}", reason.word())))
-        }
-        None if before.is_some() => Some((log::Level::Info, format!("{thing}: works again (failures: {failed})"))),
-        _ => None,
-    }
+    let before = mem::replace(failing, error.map(|error| error.reason));
+    let Some(Error { reason, message, .. }) = error else {
+        let failures = mem::take(failures);
+        return before.map(|_| (log::Level::Info, format!("{thing}: works again (failures: {failures})")));
+    };
+    *failures += 1;
+    let line = || (log::Level::Warn, format!("{thing}: {}: {message}", reason.word()));
+    (before != Some(*reason)).then(line)
 }
 
 #[cfg(test)]

@@ -78,8 +78,6 @@ settings! { env:
     external: bool = env.one_of("EXTERNAL_METRICS", &["false", "true"]) == "true";
     /// None means `[::]:10250`, or `0.0.0.0:10250` without IPv6.
     listen: Option<SocketAddr> = env.parse("LISTEN_ADDR", ADDRESS, |text| text.parse().ok());
-    /// Where the adapter's own metrics are served to anybody.
-    metrics_addr: Option<SocketAddr> = env.parse("METRICS_ADDR", ADDRESS, |text| text.parse().ok());
     tls_files: Option<(PathBuf, PathBuf)> = env.tls_files();
     tls13_only: bool = env.one_of("TLS_MIN_VERSION", &["1.2", "1.3"]) == "1.3";
     /// Where a fresh private directory for the inner sockets is made.

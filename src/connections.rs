@@ -49,10 +49,6 @@ impl Connections {
         Some(Ticket(self, id))
     }
 
-    pub(crate) fn count(&self, verified: bool, busy: bool) -> usize {
-        lock(&self.live).values().filter(|entry| (entry.verified, entry.busy) == (verified, busy)).count()
-    }
-
     /// Whether places are scarce, such that nobody unknown should hold one for long.
     pub(crate) fn crowded(&self) -> bool {
         lock(&self.live).len() > self.places / 4

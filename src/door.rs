@@ -4,10 +4,10 @@
 //! answer and goes on: the inner server's pool cannot starve, and nothing can be smuggled behind a request.
 
 use crate::prelude::*;
-use crate::{connections::Ticket, head, head::Head, requestheader::RequestHeader, server};
+use crate::{connections::Connections, connections::Ticket, head, head::Head, requestheader::RequestHeader, server};
 use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::UnixTime};
 use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::{mem, os::unix::net::UnixStream, path::Path, path::PathBuf};
 
@@ -35,7 +35,28 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    pub(crate) fn connection(&self, stream: &TcpStream, ticket: &Ticket) -> io::Result<()> {
+    pub(crate) fn serve(&'static self, listener: &TcpListener) {
+        for stream in listener.incoming() {
+            if let Err(error) = stream.and_then(|stream| self.open(stream)) {
+                // Out of file descriptors or threads, most likely: connections end all the time.
+                log::debug!("accept: {error}");
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+
+    fn open(&'static self, stream: TcpStream) -> io::Result<()> {
+        let stream = Arc::new(stream);
+        let Some(ticket) = self.connections.admit(&stream) else { return Ok(()) };
+        let work = move || {
+            let end = self.connection(&stream, &ticket);
+            end.unwrap_or_else(|error| log::debug!("connection: {error}"));
+        };
+        let refused = |error: &io::Error| log::warn!("a connection was refused: {error}");
+        server::spawn("connection", work).map_err(io::Error::other).inspect_err(refused)
+    }
+
+    fn connection(&self, stream: &TcpStream, ticket: &Ticket) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let session = ServerConnection::new(self.tls.clone()).map_err(io::Error::other)?;
         let mut tls = StreamOwned::new(session, Timed { stream, deadline: Instant::now() + STEP });
@@ -48,11 +69,7 @@ impl Door {
             let verified = peer.judge(self.trust, None).is_some();
             let Some(head) = peer.read_head(verified)? else { return peer.close() };
             let answered = head.and_then(|head| self.answer(&mut peer, &head));
-            let (answer, keep) = answered.unwrap_or_else(|error| {
-                let response = error.response();
-                metrics::request("none", response.status, error.reason.word(), Wait::Nothing, Instant::now());
-                (encode(&response), false)
-            });
+            let (answer, keep) = answered.unwrap_or_else(|error| (encode(&error.response()), false));
             let last = !keep || self.connections.draining.load(Relaxed) || Instant::now() >= retire;
             peer.send(answer, last)?;
             if last {
@@ -73,41 +90,6 @@ impl Door {
         };
         Ok((answer.map_err(failed)?, head.keep_alive))
     }
-}
-
-/// Gives each connection one of the `places` and a thread that does `work` with it.
-pub(crate) fn accept(
-    listener: &TcpListener, places: &'static Connections,
-    work: impl Fn(&TcpStream, &Ticket) -> io::Result<()> + Copy + Send + 'static,
-) {
-    let open = |stream: TcpStream| {
-        let stream = Arc::new(stream);
-        let Some(ticket) = places.admit(&stream) else { return Ok(()) };
-        let work = move || work(&stream, &ticket).unwrap_or_else(|error| log::debug!("connection: {error}"));
-        let refused = |error: &io::Error| log::warn!("a connection was refused: {error}");
-        server::spawn("connection", work).map_err(io::Error::other).inspect_err(refused)
-    };
-    for stream in listener.incoming() {
-        if let Err(error) = stream.and_then(open) {
-            // Out of file descriptors or threads, most likely: connections end all the time.
-            log::debug!("accept: {error}");
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-/// Answers whatever is asked for in the clear: there is one thing here, and little time.
-pub(crate) fn scrape(stream: &TcpStream, connections: &Connections) -> io::Result<()> {
-    let since = Instant::now();
-    let mut plain = Timed { stream, deadline: since + STEP };
-    let lines = BufReader::new(Read::take(&mut plain, HEAD_UNVERIFIED as u64)).lines();
-    if lines.map_while(Result::ok).any(|line| line.is_empty()) {
-        let mut response = metrics::response(connections);
-        response.headers.push(("Connection", "close".to_owned()));
-        metrics::request("open", response.status, "ok", Wait::Nothing, since);
-        plain.write_all(&encode(&response))?;
-    }
-    Ok(())
 }
 
 fn exchange(socket: &Path, request: &[u8]) -> io::Result<Vec<u8>> {
@@ -283,7 +265,7 @@ mod tests {
         });
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        thread::spawn(move || accept(&listener, door.connections, |stream, ticket| door.connection(stream, ticket)));
+        thread::spawn(move || door.serve(&listener));
         let mut roots = rustls::RootCertStore::empty();
         roots.add(made.cert.der().clone()).unwrap();
         let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))

@@ -3,7 +3,8 @@
 use crate::auth::{Auth, User, unauthenticated};
 use crate::discovery::{self, etag, negotiate, not_modified};
 use crate::prelude::*;
-use crate::{api::metric_value_list, readings::Readings, route::percent_decode, route::route};
+use crate::{api::metric_value_list, connections::Connections};
+use crate::{readings::Readings, route::percent_decode, route::route};
 use std::env::consts;
 use tiny_http::Request;
 
@@ -12,9 +13,8 @@ pub(crate) struct Asked {
     pub(crate) request: Request,
     pub(crate) front_proxy: bool,
     pub(crate) since: Instant,
-    /// For the log and the metrics: who asks, once that is known, and for what kind of thing.
+    /// For the log: who asks, once that is known.
     pub(crate) user: String,
-    pub(crate) kind: &'static str,
 }
 
 /// Why there is no answer: a refusal, or [`WAIT`].
@@ -23,7 +23,7 @@ pub(crate) type Stop = Option<Error>;
 pub(crate) const WAIT: Stop = None;
 
 /// What an answer may wait for; each includes those before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Wait {
     Nothing,
     Reviews,
@@ -72,13 +72,11 @@ impl Handler {
     /// Errors: a refusal, or that the answer cannot be had without waiting for more than `wait`.
     pub(crate) fn answer(&self, asked: &mut Asked, wait: Wait) -> Result<Response, Stop> {
         let routed = route(asked.request.method().as_str(), asked.request.url(), self.external);
-        asked.kind = match &routed {
+        match &routed {
             Ok(Route::Health(name, verbose)) => return Ok(self.health(name, *verbose)),
             Ok(Route::Version) => return Ok(version()),
-            Ok(Route::Read(_)) => "read",
-            Ok(_) => "document",
-            Err(_) => "none",
-        };
+            _ => {}
+        }
         let (now, review) = (Instant::now(), wait >= Wait::Reviews);
         let user = self.user(asked, review, now)?;
         asked.user.clone_from(&user.name);
@@ -86,7 +84,7 @@ impl Handler {
         let path = asked.request.url().split('?').next().unwrap_or_default();
         self.auth.check(&user, &route, path, review, now)?;
         let (accept, known) = (asked.values("Accept").next(), asked.values("If-None-Match").next());
-        let form = negotiate(accept.filter(|_| route != Route::Metrics), path.trim_end_matches('/') == "/apis")?;
+        let form = negotiate(accept, path.trim_end_matches('/') == "/apis")?;
         let json = |text: &str| Ok(document("application/json", text, known));
         match (route, form) {
             (_, Some(version)) => {
@@ -95,8 +93,6 @@ impl Handler {
             }
             (Route::Read(read), _) => {
                 let (items, window) = self.readings.read(&read, wait == Wait::Sysdig, unix_now())?;
-                let oldest = items.iter().map(|it| unix_now().saturating_sub(it.2)).max().unwrap_or_default();
-                metrics::observe("served_age_seconds", &format!(r#"group="{}""#, read.api.0), oldest as f64);
                 Ok(metric_value_list(&read, &items, window))
             }
             (Route::Document(document), _) => json(&document),
@@ -104,7 +100,7 @@ impl Handler {
                 let lists = lock(&self.resources);
                 json(APIS.iter().zip(&*lists).find(|(it, _)| **it == api).map_or("{}", |(_, list)| list))
             }
-            (Route::Metrics | Route::Health(..) | Route::Version, _) => Ok(metrics::response(&self.connections)),
+            (Route::Health(..) | Route::Version, _) => Ok(version()),
         }
     }
 
@@ -130,7 +126,8 @@ impl Handler {
         let line = |(check, ok)| if ok { format!("[+]{check} ok\n") } else { format!("[-]{check} failed\n") };
         let lines: String = checks.into_iter().map(line).collect();
         let (status, verdict) = if passed { (200, "passed") } else { (503, "failed") };
-        let text = if passed && !verbose { "ok".to_owned() } else { format!("{lines}{name} check {verdict}\n") };
+        let all = format!("{lines}{name} check {verdict}\n");
+        let text = if passed && !verbose { "ok".to_owned() } else { all };
         Response::bytes(status, "text/plain; charset=utf-8", text.into_bytes())
     }
 }

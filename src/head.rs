@@ -2,7 +2,7 @@
 //! Nothing is passed on but the request line, the headers in `FORWARDED` and, from a front proxy, the identity: there
 //! is nothing for two parsers to disagree about. Source: <https://www.rfc-editor.org/rfc/rfc9112>.
 
-use crate::{prelude::*, route::read_only};
+use crate::prelude::*;
 
 /// The headers that mean something to the inner server, in lower case.
 const FORWARDED: [&str; 3] = ["accept", "authorization", "if-none-match"];
@@ -88,14 +88,20 @@ impl<'a> Head<'a> {
         let asks = |option: &str| options.iter().any(|it| it == option.as_bytes());
         let hosts = self.values("host").count();
         let body = has("transfer-encoding") || self.values("content-length").any(|value| value != b"0");
-        let why = match self.method {
-            _ if hosts > 1 || (hosts == 0 && self.keep_alive) => "there must be one Host header",
-            "GET" | "HEAD" if body => "a request body (Content-Length, Transfer-Encoding) is not accepted",
-            method if body => return Err(read_only(method)),
-            _ if asks("upgrade") || has("upgrade") => "Upgrade is not accepted: use plain HTTP/1.1 over TLS",
+        Err(match self.method {
+            _ if hosts > 1 || (hosts == 0 && self.keep_alive) => refusal!(InvalidRequest, "there must be one Host header"),
+            "GET" | "HEAD" if body => {
+                refusal!(InvalidRequest, "a request body (Content-Length, Transfer-Encoding) is not accepted")
+            }
+            method if body => {
+                let method = quoted(method);
+                refusal!(MethodNotAllowed, "{method} is not allowed: metrics are read-only, use GET")
+            }
+            _ if asks("upgrade") || has("upgrade") => {
+                refusal!(InvalidRequest, "Upgrade is not accepted: use plain HTTP/1.1 over TLS")
+            }
             _ => return Ok(self.keep_alive && !asks("close")),
-        };
-        Err(refusal!(InvalidRequest, "{why}"))
+        })
     }
 }
 

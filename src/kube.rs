@@ -117,10 +117,6 @@ impl Kube {
     /// One call whose answer is an object. `what` names its subject for the reader of an error.
     /// Errors: [`Reason::ObjectNotFound`], [`Reason::KubernetesForbidden`] or [`Reason::KubernetesUnavailable`].
     pub fn call(&self, method: Method, path: &str, accept: &str, body: Option<&Value>, what: &str) -> Result<Value> {
-        metrics::timed("kubernetes_call_duration_seconds", "", || self.object(method, path, accept, body, what))
-    }
-
-    fn object(&self, method: Method, path: &str, accept: &str, body: Option<&Value>, what: &str) -> Result<Value> {
         let missing = "KUBERNETES_SERVICE_HOST is not set; the adapter runs in a pod with a service account";
         let base = self.config.kubernetes.as_ref().ok_or_else(|| unavailable(missing))?;
         let token = String::from_utf8(self.file("token")?).ok().and_then(|text| Secret::new(text.trim()));

@@ -15,7 +15,6 @@ pub mod error;
 mod handler;
 pub mod head;
 pub mod kube;
-mod metrics;
 mod promql;
 pub mod quantity;
 mod readings;
@@ -39,10 +38,7 @@ mod prelude {
     pub(crate) use crate::selector::{Operator, Requirement, Tuning, settle};
     pub(crate) use crate::sysdig::{Object, Question, Row, Rows, Scope, Sysdig};
     pub(crate) use crate::timestamp::{rfc3339, unix_now};
-    pub(crate) use crate::{
-        changes, connections::Connections, forever, handler::Wait, lock, metrics, quantity::Quantity, random,
-        requestheader::Trust, tls::Serving,
-    };
+    pub(crate) use crate::{changes, forever, lock, quantity::Quantity, random, requestheader::Trust, tls::Serving};
     pub(crate) use serde_json::{Value, json};
     pub(crate) use std::collections::{BTreeMap, BTreeSet};
     pub(crate) use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

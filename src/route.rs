@@ -92,7 +92,6 @@ pub enum Route {
     Document(String),
     /// `healthz` and `livez`: the process works; `readyz`: it can be sent requests. True with `?verbose`.
     Health(String, bool),
-    Metrics,
     Read(Box<Read>),
     /// `/apis/GROUP/VERSION`
     Resources(Api),
@@ -165,16 +164,12 @@ pub fn route(method: &str, target: &str, external: bool) -> Result<Route, Error>
             Route::Health(name.to_owned(), query.iter().any(|(key, _)| key == "verbose"))
         }
         ["version"] => Route::Version,
-        ["metrics"] => Route::Metrics,
         ["apis", group, version] => Route::Resources(api(group, version)?),
         ["apis", group, version, ref rest @ ..] => read(api(group, version)?, rest, &query, path)?,
         _ => Route::Document(document()?),
     };
-    if method == "GET" { Ok(route) } else { Err(read_only(method)) }
-}
-
-pub(crate) fn read_only(method: &str) -> Error {
-    refusal!(MethodNotAllowed, "{} is not allowed: metrics are read-only, use GET", quoted(method))
+    ensure!(method == "GET", MethodNotAllowed, "{} is not allowed: metrics are read-only, use GET", quoted(method));
+    Ok(route)
 }
 
 fn not_found(path: &str) -> Error {

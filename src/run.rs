@@ -2,7 +2,7 @@
 
 use crate::prelude::*;
 use crate::tls::{certified_key, server_config};
-use crate::{auth::Auth, certs::Keeper, door, door::Door, handler::Handler, readings::Readings, server};
+use crate::{auth::Auth, certs::Keeper, connections::Connections, door::Door, handler::Handler, readings::Readings, server};
 use signal_hook::{consts, flag};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::{env, error, fs, process::ExitCode};
@@ -19,8 +19,6 @@ const AGE: Duration = Duration::from_secs(600);
 const DESCRIPTORS: usize = 4;
 const SPARE_DESCRIPTORS: usize = 64;
 const MOST_CONNECTIONS: usize = 512;
-/// Of metrics in the clear, at the same time; the newest comes before the oldest.
-const SCRAPES: usize = 8;
 
 type Failure = Box<dyn error::Error>;
 
@@ -83,12 +81,6 @@ fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), F
     let (front_proxy, direct) = (sockets.join("front-proxy"), sockets.join("direct"));
     server::start(handler, [(true, &front_proxy), (false, &direct)])?;
     server::crew("refresh", config.max_concurrent, || handler.readings.refresh())?;
-    if let Some(address) = config.metrics_addr {
-        let listener = TcpListener::bind(address).map_err(|error| format!("METRICS_ADDR: {address}: {error}"))?;
-        log::info!("metrics on {}", listener.local_addr()?);
-        let places = forever(Connections { places: SCRAPES, ..Connections::default() });
-        thread::spawn(move || door::accept(&listener, places, |stream, _| door::scrape(stream, connections)));
-    }
     if config.insecure_skip_verify {
         log::warn!("SDC_INSECURE_SKIP_VERIFY: whoever sits between the adapter and Sysdig gets the API token");
     }
@@ -110,7 +102,7 @@ fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), F
     log::info!("sysdig-metrics-adapter {} listening on {}", env!("CARGO_PKG_VERSION"), listener.local_addr()?);
     let tls = server_config(handler.serving.clone(), config.tls13_only)?;
     let door = forever(Door { connections, tls, trust, front_proxy, direct, age: AGE });
-    thread::spawn(move || door::accept(&listener, connections, |stream, ticket| door.connection(stream, ticket)));
+    thread::spawn(move || door.serve(&listener));
 
     while !ending.load(Relaxed) {
         thread::park_timeout(Duration::from_millis(50));

@@ -1,7 +1,7 @@
 //! The inner servers: tiny_http workers that answer from memory, and a bounded pool for what must wait.
 //! A worker never waits for an upstream, so that health and discovery are answered at once whatever Sysdig does.
 
-use crate::handler::{Asked, Handler, WAIT};
+use crate::handler::{Asked, Handler, WAIT, Wait};
 use crate::prelude::*;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::{panic::AssertUnwindSafe, panic::catch_unwind, path::Path, process};
@@ -9,19 +9,19 @@ use tiny_http::{Header, Server};
 
 const WORKERS: usize = 2;
 /// What must wait for the Kubernetes API's reviews, and then for Sysdig: neither holds up the other.
-const SLOW: [(Wait, &str, usize); 2] = [(Wait::Sysdig, "pool=\"sysdig\"", 32), (Wait::Reviews, "pool=\"reviews\"", 8)];
+const SLOW: [(Wait, usize); 2] = [(Wait::Sysdig, 32), (Wait::Reviews, 8)];
 const QUEUE: usize = 256;
 /// What waits for longer than this has a caller who gave up.
 const PATIENCE: Duration = Duration::from_secs(10);
 const STACK: usize = 512 * 1024;
 
 pub(crate) fn start(handler: &'static Handler, sockets: [(bool, &Path); 2]) -> Result<(), String> {
-    let mut next: Option<(SyncSender<Asked>, &str)> = None;
-    for (wait, pool, threads) in SLOW {
+    let mut next: Option<SyncSender<Asked>> = None;
+    for (wait, threads) in SLOW {
         let (queue, jobs) = sync_channel(QUEUE);
-        let (jobs, next) = (forever(Mutex::new(jobs)), next.replace((queue, pool)));
+        let (jobs, next) = (forever(Mutex::new(jobs)), next.replace(queue));
         crew("slow", threads, move || {
-            let jobs = iter::from_fn(|| lock(jobs).recv().ok()).inspect(|_| metrics::observe("queued_requests", pool, -1.0));
+            let jobs = iter::from_fn(|| lock(jobs).recv().ok());
             jobs.for_each(|asked| dispatch(handler, asked, wait, next.as_ref()));
         })?;
     }
@@ -30,7 +30,7 @@ pub(crate) fn start(handler: &'static Handler, sockets: [(bool, &Path); 2]) -> R
         let (server, next) = (forever(server), next.clone());
         crew("worker", WORKERS, move || {
             while let Ok(request) = server.recv() {
-                let asked = Asked { request, front_proxy, since: Instant::now(), user: String::new(), kind: "open" };
+                let asked = Asked { request, front_proxy, since: Instant::now(), user: String::new() };
                 dispatch(handler, asked, Wait::Nothing, next.as_ref());
             }
             // tiny_http accepts no more after an error. Kubernetes starts the pod's container anew.
@@ -52,16 +52,16 @@ pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<
 }
 
 /// Answers, or hands over to `next`, where it may wait for longer.
-fn dispatch(handler: &Handler, mut asked: Asked, wait: Wait, next: Option<&(SyncSender<Asked>, &str)>) {
+fn dispatch(handler: &Handler, mut asked: Asked, wait: Wait, next: Option<&SyncSender<Asked>>) {
     let late = asked.since.elapsed() > PATIENCE;
     let answer = guarded(|| if late { Err(WAIT) } else { handler.answer(&mut asked, wait) });
     let handed = match next.filter(|_| answer == Err(WAIT) && !late) {
-        Some((next, pool)) => next.try_send(asked).inspect(|()| metrics::observe("queued_requests", pool, 1.0)),
+        Some(next) => next.try_send(asked),
         None => Err(TrySendError::Full(asked)),
     };
     if let Err(TrySendError::Full(asked) | TrySendError::Disconnected(asked)) = handed {
         let overloaded = || refusal!(Overloaded, "more metrics are being read than the adapter can wait for: ask again");
-        respond(asked, wait, answer.map_err(|stop| stop.unwrap_or_else(|| Error { retry_after: Some(1), ..overloaded() })));
+        respond(asked, answer.map_err(|stop| stop.unwrap_or_else(|| Error { retry_after: Some(1), ..overloaded() })));
     }
 }
 
@@ -71,13 +71,12 @@ pub(crate) fn guarded<T, E: From<Error>>(work: impl FnOnce() -> Result<T, E>) ->
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(bug().into()))
 }
 
-fn respond(Asked { request, since, user, kind, .. }: Asked, wait: Wait, answer: Result<Response>) {
+fn respond(Asked { request, since, user, .. }: Asked, answer: Result<Response>) {
     let (reason, why) =
         answer.as_ref().map_or_else(|it| (it.reason.word(), format!(": {}", it.message)), |_| ("ok", String::new()));
     let response = answer.unwrap_or_else(|error| error.response());
     let (method, target, status) = (request.method(), request.url(), response.status);
     log::debug!("{method} {target} by {user:?} in {:?}: {status} {reason}{why}", since.elapsed());
-    metrics::request(kind, status, reason, wait, since);
     let answer = tiny_http::Response::from_data(response.body).with_status_code(response.status);
     let answer = answer.with_chunked_threshold(usize::MAX);
     let common = [("Content-Type", response.content_type), ("Cache-Control", "no-cache, private".to_owned())];

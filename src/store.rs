@@ -172,8 +172,6 @@ impl Store {
             batch.asks.retain(|_, ask| ask.waiting || !(old(ask) || more(ask)));
         }
         self.batches.retain(|_, batch| batch.running || !batch.asks.is_empty());
-        metrics::set("store_entries", r#"of="questions""#, self.batches.len() as f64);
-        metrics::set("store_entries", r#"of="readings""#, self.asks() as f64);
     }
 }
 

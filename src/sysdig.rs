@@ -131,8 +131,9 @@ impl Sysdig {
         let ask = if self.speaks_promql(&question.metric) { promql::rows } else { data::rows };
         let rows = ask(self, question, scope, window_end(now))?;
         let ahead = rows.values().map(|row| row.end.saturating_sub(now)).max().unwrap_or_default();
-        let early = || invalid_answer(&format!("it is {ahead} s ahead of this node's clock: check the node's time"));
-        (ahead <= AHEAD).then_some(()).ok_or_else(early)?;
+        if ahead > AHEAD {
+            return Err(invalid_answer(&format!("it is {ahead} s ahead of this node's clock: check the node's time")));
+        }
         if rows.keys().all(|object| scope.holds(object)) { Ok(rows) } else { Err(other_object()) }
     }
 
@@ -164,7 +165,6 @@ impl Sysdig {
     fn count_query(&self, now: u64) -> Result<(), Error> {
         let (most, mut queries) = (self.config.max_queries, lock(&self.queries));
         *queries = (now / 60, if queries.0 == now / 60 { queries.1 + 1 } else { 1 });
-        metrics::set("sysdig_queries_left", "", most.saturating_sub(queries.1) as f64);
         if queries.1 > most {
             let used = refusal!(BackendRateLimited, "SDC_MAX_QUERIES_PER_MINUTE ({most}) is used up for this minute");
             return Err(Error { retry_after: Some(60 - now % 60), ..used });
@@ -178,15 +178,12 @@ impl Sysdig {
         let token = self.token()?;
         self.count_query(unix_now())?;
         log::debug!("Sysdig is asked: {path} {}", body.as_ref().map_or("", |(_, body)| body));
-        let api = if path.starts_with("/api/") { "api=\"data\"," } else { "api=\"promql\"," };
-        metrics::timed("sysdig_query_duration_seconds", api, || {
-            let answer = self.exchange(&token, path, body)?;
-            let shown = String::from_utf8_lossy(answer.get(..LOGGED).unwrap_or(&answer));
-            log::debug!("Sysdig answers: {}", shown.replace(token.expose(), "(hidden)"));
-            serde_json::from_slice(&answer).map_err(|error| {
-                let (line, column) = (error.line(), error.column());
-                invalid_answer(&format!("it is not the JSON expected (line {line}, column {column})"))
-            })
+        let answer = self.exchange(&token, path, body)?;
+        let shown = String::from_utf8_lossy(answer.get(..LOGGED).unwrap_or(&answer));
+        log::debug!("Sysdig answers: {}", shown.replace(token.expose(), "(hidden)"));
+        serde_json::from_slice(&answer).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            invalid_answer(&format!("it is not the JSON expected (line {line}, column {column})"))
         })
     }
 

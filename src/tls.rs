@@ -1,6 +1,6 @@
 //! TLS both ways: certificates, PEM in and out, and the one place where an HTTP client is made.
 
-use crate::{certs, prelude::*};
+use crate::prelude::*;
 use rustls::crypto::{self, WebPkiSupportedAlgorithms, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
@@ -69,7 +69,6 @@ pub struct Serving {
 
 impl Serving {
     pub fn replace(&self, key: Arc<CertifiedKey>) {
-        metrics::set("certificate_expiry_timestamp_seconds", "", key.end_entity_cert().map_or(0, certs::end) as f64);
         *lock(&self.key) = Some(key);
     }
 }

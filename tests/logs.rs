@@ -21,7 +21,6 @@ const LINES: [&[&str]; 4] = [
     &["WARN Sysdig: backend-error: ", "WARN Kubernetes API: kubernetes-unavailable: "],
     &[
         "INFO sysdig-metrics-adapter ",
-        "INFO metrics on 127.0.0.1:",
         "INFO Sysdig: works again (failures: 2)",
         "INFO Kubernetes API: works again (failures: 1)",
         "INFO ending: not ready any more",
@@ -44,7 +43,7 @@ fn life(level: &str) -> String {
     let stage = Stage::new();
     let client = |port| Client::new(port, Some(&stage.front_proxy()));
     let mut env = stage.env();
-    env.extend([("RUST_LOG", level.to_owned()), ("METRICS_ADDR", "127.0.0.1:0".to_owned())]);
+    env.push(("RUST_LOG", level.to_owned()));
     // Below level info the log does not tell the port, so one is chosen here, which others may take meanwhile.
     let start = || {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
