@@ -10,7 +10,6 @@ pub(crate) const JSON: &str = "application/json";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Response {
     pub(crate) status: u16,
-    pub(crate) content_type: String,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: Vec<u8>,
 }
@@ -21,7 +20,7 @@ impl Response {
     }
 
     pub(crate) fn bytes(status: u16, content_type: &str, body: Vec<u8>) -> Self {
-        Self { status, content_type: content_type.to_owned(), headers: Vec::new(), body }
+        Self { status, headers: vec![("Content-Type", content_type.to_owned())], body }
     }
 }
 
@@ -58,7 +57,7 @@ mod tests {
 
     /// The answer with two items of the same value.
     fn answer(target: &str) -> Value {
-        let Ok(Route::Read(read)) = route("GET", target, true) else { panic!("{target}") };
+        let Ok(Route::Read(read)) = route("GET", target, true, &[]) else { panic!("{target}") };
         let item = |name: &str| (name.to_owned(), Quantity::parse("6.75").unwrap(), 1_562_514_927);
         serde_json::from_slice(&metric_value_list(&read, &[item("kuard-1"), item("kuard-2")], 60).body).unwrap()
     }

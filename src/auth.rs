@@ -21,7 +21,7 @@ const ACCESS_REVIEW: [&str; 2] = ["authorization.k8s.io/v1", "SubjectAccessRevie
 #[serde(default)]
 pub(crate) struct User {
     /// `system:serviceaccount:kube-system:horizontal-pod-autoscaler`
-    #[serde(rename(serialize = "user", deserialize = "username"))]
+    #[serde(rename = "user", alias = "username")]
     pub(crate) name: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) uid: String,
@@ -90,9 +90,8 @@ impl Auth {
     /// The status of a review: what is remembered, or what the Kubernetes API says now.
     fn status(&self, review: [&str; 2], spec: &Value, wait: bool, now: Instant) -> Result<Value, Stop> {
         let review = json!({ "apiVersion": review[0], "kind": review[1], "spec": spec });
-        if let Some((status, until, asked_again)) =
-            lock(&self.known).get_mut(&sha256(&review.to_string())).filter(|it| it.1 > now)
-        {
+        let key = sha256(&review.to_string());
+        if let Some((status, until, asked_again)) = lock(&self.known).get_mut(&key).filter(|it| it.1 > now) {
             if status["allowed"] == true && !*asked_again && *until - now < AHEAD {
                 *asked_again = self.refreshes.try_send(review).is_ok();
             }
@@ -105,8 +104,7 @@ impl Auth {
         let text = |key: &str| review[key].as_str().unwrap_or_default();
         let path = format!("/apis/{}/{}s", text("apiVersion"), text("kind").to_ascii_lowercase());
         let what = "tokenreviews and subjectaccessreviews (ClusterRoleBinding custom-metrics:system:auth-delegator)";
-        let answer = self.kube.call(Method::POST, &path, JSON, Some(review), what)?;
-        let status = answer.get("status").cloned().unwrap_or_default();
+        let status = self.kube.call(Method::POST, &path, JSON, Some(review), what)?.get("status").cloned().unwrap_or_default();
         if text("kind") == ACCESS_REVIEW[1] && !status["allowed"].is_boolean() {
             return Err(unavailable("it does not say what is allowed"));
         }
@@ -190,7 +188,7 @@ mod tests {
         ];
         for (rest, (key, expected)) in table {
             let target = format!("{base}{rest}");
-            let spec = spec(&joe(), &route("GET", &target, true).unwrap(), &target);
+            let spec = spec(&joe(), &route("GET", &target, true, &[]).unwrap(), &target);
             assert_eq!(spec[key], expected, "{rest}");
             assert_eq!((&spec["user"], &spec["groups"]), (&json!("joe"), &json!(["a", "system:authenticated"])));
         }
@@ -199,7 +197,7 @@ mod tests {
     #[test]
     fn a_refusal_reads_as_kubernetes_own() {
         let target = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/services/kuard/METRIC";
-        let read = forbidden("joe", &route("GET", target, true).unwrap(), target, "");
+        let read = forbidden("joe", &route("GET", target, true, &[]).unwrap(), target, "");
         assert_eq!(
             read.message,
             "services.custom.metrics.k8s.io \"kuard\" is forbidden: User \"joe\" cannot get resource \"services/METRIC\" in \

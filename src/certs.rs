@@ -39,7 +39,7 @@ impl Keeper {
     /// Serves a certificate that nobody trusts, until there is a better one. Errors: It cannot be made.
     pub(crate) fn start(&self) -> Result<(), String> {
         let made = Kept::make(None, &self.names(), unix_now())?;
-        certified_key(made.chain, made.key).map(|pair| self.serving.replace(pair))
+        certified_key(made.chain, made.key).map(|pair| *lock(&self.serving.key) = Some(pair))
     }
 
     /// Looks after all of it once, and tells whether it is as it should be.
@@ -57,7 +57,7 @@ impl Keeper {
         let failed = published.as_ref().is_err_and(|error| error.reason != Reason::ForeignSlot);
         // What is in use may be all that the API server trusts; at the start there is nothing to lose.
         if !failed || !self.serving.settled.load(Relaxed) {
-            self.serving.replace(certified_key(kept.chain, kept.key).map_err(broken)?);
+            *lock(&self.serving.key) = Some(certified_key(kept.chain, kept.key).map_err(broken)?);
         }
         published
     }
@@ -113,8 +113,7 @@ impl Keeper {
             return Ok(false);
         }
         let kept = old.iter().filter(|certificate| !ours.contains(certificate));
-        let all = ours.iter().chain(kept).take(MOST_AUTHORITIES);
-        let bundle: String = all.map(|der| pem("CERTIFICATE", der)).collect();
+        let bundle: String = ours.iter().chain(kept).take(MOST_AUTHORITIES).map(|der| pem("CERTIFICATE", der)).collect();
         let patch = json!({ "spec": { "caBundle": base64(bundle) } });
         let after = self.kube.call(Method::PATCH, &path, JSON, Some(&patch), &what)?;
         let [before, after, wanted] = [&before, &after, &patch].map(|it| it.pointer("/spec/caBundle"));

@@ -18,8 +18,7 @@ pub struct Secret(String);
 impl Secret {
     /// Keeps `text` from being shown. None if it could not stand in an HTTP header.
     pub fn new(text: &str) -> Option<Self> {
-        let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-        fits.then(|| Self(text.to_owned()))
+        (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())).then(|| Self(text.to_owned()))
     }
 
     pub fn expose(&self) -> &str {
@@ -33,9 +32,9 @@ impl fmt::Debug for Secret {
     }
 }
 
+const TOKEN: &str = "SDC_TOKEN";
 const ENDPOINT: &str = "https://HOST[:PORT][/PATH], as https://app.sysdigcloud.com (http:// for this machine only)";
 const CLUSTER: &str = "the cluster's name as Sysdig Monitor shows it, without quotes or backslashes";
-const ADDRESS: &str = "an address with a port, such as 0.0.0.0:10250 or [::]:10250";
 
 /// Makes [`Config`] out of its fields, each with its type and how it is read.
 macro_rules! settings {
@@ -59,9 +58,12 @@ settings! { env:
     endpoint: String = env.parse("SDC_ENDPOINT", ENDPOINT, endpoint).unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
     /// Read anew for every query; it wins.
     token_file: Option<PathBuf> = env.path("SDC_TOKEN_FILE");
-    token: Option<Secret> = env.secret("SDC_TOKEN");
+    token: Option<Secret> = env.parse(TOKEN, "without blanks, control and non-ASCII characters", Secret::new);
     /// The cluster's name in Sysdig Monitor; None while it is the placeholder or empty.
-    cluster: Option<String> = env.parse("CLUSTER_NAME", CLUSTER, cluster).filter(|name| name != PLACEHOLDER_CLUSTER);
+    cluster: Option<String> = env.parse("CLUSTER_NAME", CLUSTER, |text| {
+        // A filter that the name goes into knows no escapes.
+        checked(text, 253, |c| !c.is_control() && !['\'', '"', '\\'].contains(&c))
+    }).filter(|name| name != PLACEHOLDER_CLUSTER);
     /// With `auto` the metric decides.
     backend: &'static str = env.one_of("SDC_BACKEND", &["auto", "data", "promql"]);
     sysdig_ca_file: Option<PathBuf> = env.path("SDC_CA_FILE");
@@ -75,9 +77,10 @@ settings! { env:
     max_age: Duration = env.ranged("MAX_AGE", ["60s", "1h", "120s"], duration);
     /// How often what is asked for is asked anew; zero asks for every read, and remembers nothing.
     refresh_interval: Duration = env.ranged("REFRESH_INTERVAL", ["0s", "1m", "10s"], duration);
+    definitions: Option<PathBuf> = env.path("CONFIG_FILE");
     external: bool = env.one_of("EXTERNAL_METRICS", &["false", "true"]) == "true";
     /// None means `[::]:10250`, or `0.0.0.0:10250` without IPv6.
-    listen: Option<SocketAddr> = env.parse("LISTEN_ADDR", ADDRESS, |text| text.parse().ok());
+    listen: Option<SocketAddr> = env.parse("LISTEN_ADDR", "an address with a port, such as [::]:10250", |it| it.parse().ok());
     tls_files: Option<(PathBuf, PathBuf)> = env.tls_files();
     tls13_only: bool = env.one_of("TLS_MIN_VERSION", &["1.2", "1.3"]) == "1.3";
     /// Where a fresh private directory for the inner sockets is made.
@@ -102,12 +105,13 @@ impl Reader<'_> {
         Some(text.trim().to_owned()).filter(|text| !text.is_empty())
     }
 
-    /// The text is shown when it is not `right`, so secrets go another way.
+    /// The text is shown when it is not `right`, but for that of a secret.
     fn parse<T>(&mut self, name: &str, right: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
         let text = self.text(name)?;
         let parsed = parse(&text);
         if parsed.is_none() {
-            self.mistakes.push(format!("{name} is {}: it must be {right}", quoted(&text)));
+            let shown = if name == TOKEN { "(hidden)".to_owned() } else { quoted(&text) };
+            self.mistakes.push(format!("{name} is {shown}: it must be {right}"));
         }
         parsed
     }
@@ -130,14 +134,6 @@ impl Reader<'_> {
         self.parse(name, "an absolute path", |text| Some(PathBuf::from(text)).filter(|path| path.is_absolute()))
     }
 
-    fn secret(&mut self, name: &str) -> Option<Secret> {
-        let found = Secret::new(&self.text(name)?);
-        if found.is_none() {
-            self.mistakes.push(format!("{name} holds blanks, control or non-ASCII characters"));
-        }
-        found
-    }
-
     fn tls_files(&mut self) -> Option<(PathBuf, PathBuf)> {
         let files = (self.path("TLS_CERT_FILE"), self.path("TLS_KEY_FILE"));
         if files.0.is_some() != files.1.is_some() {
@@ -148,16 +144,9 @@ impl Reader<'_> {
 
     fn kubernetes(&mut self) -> Option<String> {
         let host = self.parse("KUBERNETES_SERVICE_HOST", "a host name or an address", host)?;
-        Some(format!(
-            "https://{host}:{}",
-            self.ranged("KUBERNETES_SERVICE_PORT", ["1", "65535", "443"], |it| it.parse::<u16>().ok())
-        ))
+        let port = self.ranged("KUBERNETES_SERVICE_PORT", ["1", "65535", "443"], |it| it.parse::<u16>().ok());
+        Some(format!("https://{host}:{port}"))
     }
-}
-
-/// A filter that the name goes into knows no escapes.
-fn cluster(text: &str) -> Option<String> {
-    checked(text, 253, |c| !c.is_control() && !['\'', '"', '\\'].contains(&c))
 }
 
 fn checked(text: &str, longest: usize, allowed: impl Fn(char) -> bool) -> Option<String> {
@@ -174,8 +163,7 @@ fn host(text: &str) -> Option<String> {
 /// Accepts the endpoint as the old adapter (`https://HOST/api/`) and as Sysdig's SDK (`https://HOST`) want it.
 fn endpoint(text: &str) -> Option<String> {
     // Neither a user's name nor a query, a fragment or an escape.
-    let plain = checked(text, usize::MAX, |c| c.is_ascii_alphanumeric() || "-._~/:[]".contains(c))?;
-    let uri: Uri = plain.parse().ok()?;
+    let uri: Uri = checked(text, usize::MAX, |c| c.is_ascii_alphanumeric() || "-._~/:[]".contains(c))?.parse().ok()?;
     let (scheme, host) = (uri.scheme_str()?, host(uri.host()?)?);
     let port = uri.port_u16().filter(|port| *port > 0).map_or_else(String::new, |port| format!(":{port}"));
     let path = uri.path().trim_end_matches('/');

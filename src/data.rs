@@ -1,8 +1,7 @@
-//! Questions to Sysdig's Data API.
-//! Source: <https://docs.sysdig.com/en/docs/developer-tools/working-with-the-data-api/>.
+//! Questions to Sysdig's Data API. Source: <https://docs.sysdig.com/en/docs/developer-tools/working-with-the-data-api/>.
 
 use crate::prelude::*;
-use crate::{promql::label_name, sysdig::invalid_answer, sysdig::other_object};
+use crate::{promql::label_name, sysdig::OTHER_OBJECT, sysdig::invalid_answer};
 use serde::Deserialize;
 use std::vec;
 
@@ -104,7 +103,7 @@ fn ask(
             let mut cells = d.into_iter();
             let [namespace, name] = by.map(|label| match label.and_then(|_| cells.next()) {
                 Some(Value::String(text)) => Ok(text),
-                Some(_) => Err(other_object()),
+                Some(_) => Err(invalid_answer(OTHER_OBJECT)),
                 None => Ok(String::new()),
             });
             rows.push(((namespace?, name?), t, cells));

@@ -4,7 +4,7 @@
 //! <https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/3352-aggregated-discovery>.
 
 use crate::prelude::*;
-use crate::{promql, route::Api, route::is_metric_id};
+use crate::{definitions::File, promql, route::Api, route::is_metric_id};
 use std::{hash::DefaultHasher, hash::Hasher, sync::LazyLock};
 
 /// Largest resource list. The aggregator fetches five copies in parallel every 30 seconds, per version.
@@ -25,16 +25,21 @@ pub(crate) fn document(path: &str, external: bool) -> Option<String> {
 }
 
 /// The APIResourceList of `/apis/GROUP/VERSION`, `services/net.http.request.count` and so on, to be kept. At most
-/// 256 KiB, services and well-known metrics first: what is left out can be read all the same.
-pub(crate) fn api_resource_list((group, version): Api, metrics: &[String]) -> String {
+/// 256 KiB, what is defined, services and well-known metrics first: what is left out can be read all the same.
+pub(crate) fn api_resource_list((group, version): Api, metrics: &[String], defined: &'static File) -> String {
     let well_known: Vec<&str> = promql::OWN.lines().filter_map(|line| line.split(' ').next()).collect();
-    let mut names: Vec<&str> = metrics.iter().map(String::as_str).filter(|name| is_metric_id(name)).collect();
+    let own: Vec<&str> = defined.metrics.iter().map(|it| it.name.as_str()).collect();
+    let other = |name: &&str| is_metric_id(name) && !own.contains(name);
+    let mut names: Vec<&str> = metrics.iter().map(String::as_str).filter(other).collect();
     names.sort_unstable_by_key(|name| (!well_known.contains(name), *name));
     names.dedup();
     let names = if names.is_empty() { well_known } else { names };
     let start = format!(r#"{{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"{group}/{version}","resources":["#);
-    let resources = Resource::all().take(if group == EXTERNAL { 1 } else { usize::MAX });
-    let all = resources.flat_map(|resource| names.iter().map(move |name| entry(group, resource, name)));
+    let most = if group == EXTERNAL { 1 } else { usize::MAX };
+    let resources = || Resource::all().chain(&defined.resources).take(most);
+    let parts = [own, names];
+    let all = parts.iter().flat_map(|names| resources().map(move |resource| (resource, names)));
+    let all = all.flat_map(|(resource, names)| names.iter().map(move |name| entry(group, resource, name)));
     let mut length = start.len() + "]}".len();
     let fitting = all.take_while(|entry| {
         length += entry.len() + 1;
@@ -101,6 +106,7 @@ fn entry(group: &str, resource: &Resource, metric: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::definitions::Definitions;
     use crate::route::{APIS, LONGEST_METRIC};
     use serde_json::json;
     use std::collections::BTreeSet;
@@ -171,7 +177,7 @@ mod tests {
     #[test]
     fn a_metric_is_listed_once_for_every_resource() {
         let metrics = ["my.metric:a-b_c", "my.metric:a-b_c"].map(str::to_owned);
-        let document = api_resource_list((GROUP, "v1beta1"), &metrics);
+        let document = api_resource_list((GROUP, "v1beta1"), &metrics, Definitions::default().in_force());
         assert_eq!(
             names(&document),
             [
@@ -204,15 +210,37 @@ mod tests {
     }
 
     #[test]
+    fn what_is_defined_comes_first_and_of_custom_resources_too() {
+        let file = br#"{ "metrics": [{ "name": "waiting", "metric": "a" }], "resources":
+            [{ "kind": "Queue", "plural": "queues", "apiVersion": "rabbitmq.com/v1beta1", "label": "queue" }] }"#;
+        let definitions = Definitions::default();
+        definitions.load(Ok(file.to_vec())).unwrap();
+        let metrics: Vec<String> = (0..20_000).map(|n| format!("a.{n}")).chain(["waiting".to_owned()]).collect();
+        let listed = names(&api_resource_list((GROUP, "v1beta2"), &metrics, definitions.in_force()));
+        let first = Resource::all().map(|it| format!("{}/waiting", it.qualified()));
+        assert_eq!(listed[..9], first.collect::<Vec<_>>());
+        assert_eq!(listed[9..11], ["queues.rabbitmq.com/waiting", "services/a.0"]);
+        assert_eq!(listed.iter().filter(|name| *name == "services/waiting").count(), 1);
+        let few = names(&api_resource_list((GROUP, "v1beta2"), &metrics[..2], definitions.in_force()));
+        assert!(few.contains(&"queues.rabbitmq.com/a.1".to_owned()) && few.len() == 10 * 3, "{few:?}");
+        let external = names(&api_resource_list((EXTERNAL, "v1beta1"), &metrics[..1], definitions.in_force()));
+        assert_eq!(external, ["waiting", "a.0"]);
+    }
+
+    #[test]
     fn without_a_listable_name_the_well_known_ones_are_listed() {
         let bad = ["", "a/b", "a b", "a\"b", "ä", "a\n", "a%2Fb", "..", ".", &"a".repeat(LONGEST_METRIC + 1)].map(str::to_owned);
         for metrics in [&[][..], &bad] {
-            let names = names(&api_resource_list((GROUP, "v1beta2"), metrics));
+            let names = names(&api_resource_list((GROUP, "v1beta2"), metrics, Definitions::default().in_force()));
             assert_eq!(names.len(), promql::OWN.lines().count() * Resource::all().count());
             assert!(names.contains(&"services/net.http.request.count".to_owned()), "{names:?}");
         }
         let mixed: Vec<String> = bad.into_iter().chain(["ok".to_owned()]).collect();
-        assert!(names(&api_resource_list((GROUP, "v1beta2"), &mixed)).iter().all(|name| name.ends_with("/ok")));
+        assert!(
+            names(&api_resource_list((GROUP, "v1beta2"), &mixed, Definitions::default().in_force()))
+                .iter()
+                .all(|name| name.ends_with("/ok"))
+        );
     }
 
     #[test]
@@ -222,7 +250,7 @@ mod tests {
         let entry_len = entry(GROUP, &Resource::DEPLOYMENTS, "a.custom.metric.00000").len() + 1;
         let mut last = 0;
         for count in (0..400).step_by(31).chain([999, 20_000]) {
-            let body = api_resource_list((GROUP, "v1beta2"), &metrics[20_000 - count..]);
+            let body = api_resource_list((GROUP, "v1beta2"), &metrics[20_000 - count..], Definitions::default().in_force());
             let listed = names(&body);
             assert!(body.len() <= MAX_BODY, "{count}: {}", body.len());
             assert!(listed.contains(&"services/net.http.request.count".to_owned()), "{count}");
@@ -232,7 +260,7 @@ mod tests {
         }
         assert!(last > MAX_BODY - entry_len);
         let longest: Vec<String> = (0..800).map(|n| format!("{n:0>LONGEST_METRIC$}")).collect();
-        let body = api_resource_list((GROUP, "v1beta2"), &longest);
+        let body = api_resource_list((GROUP, "v1beta2"), &longest, Definitions::default().in_force());
         assert!(body.len() <= MAX_BODY && body.len() > MAX_BODY - 1000);
     }
 

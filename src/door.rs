@@ -4,7 +4,7 @@
 //! answer and goes on: the inner server's pool cannot starve, and nothing can be smuggled behind a request.
 
 use crate::prelude::*;
-use crate::{connections::Connections, connections::Ticket, head, head::Head, requestheader::RequestHeader, server};
+use crate::{connections::Ticket, head, head::Head, random, requestheader::RequestHeader, server};
 use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::UnixTime};
 use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
 use std::io::{self, Read, Write};
@@ -36,24 +36,20 @@ pub(crate) struct Door {
 
 impl Door {
     pub(crate) fn serve(&'static self, listener: &TcpListener) {
+        let open = |stream: TcpStream| {
+            let stream = Arc::new(stream);
+            let Some(ticket) = self.connections.admit(&stream) else { return Ok(()) };
+            let work = move || self.connection(&stream, &ticket).unwrap_or_else(|error| log::debug!("connection: {error}"));
+            let refused = |error: &io::Error| log::warn!("a connection was refused: {error}");
+            server::spawn("connection", work).map_err(io::Error::other).inspect_err(refused)
+        };
         for stream in listener.incoming() {
-            if let Err(error) = stream.and_then(|stream| self.open(stream)) {
+            if let Err(error) = stream.and_then(open) {
                 // Out of file descriptors or threads, most likely: connections end all the time.
                 log::debug!("accept: {error}");
                 thread::sleep(Duration::from_millis(20));
             }
         }
-    }
-
-    fn open(&'static self, stream: TcpStream) -> io::Result<()> {
-        let stream = Arc::new(stream);
-        let Some(ticket) = self.connections.admit(&stream) else { return Ok(()) };
-        let work = move || {
-            let end = self.connection(&stream, &ticket);
-            end.unwrap_or_else(|error| log::debug!("connection: {error}"));
-        };
-        let refused = |error: &io::Error| log::warn!("a connection was refused: {error}");
-        server::spawn("connection", work).map_err(io::Error::other).inspect_err(refused)
     }
 
     fn connection(&self, stream: &TcpStream, ticket: &Ticket) -> io::Result<()> {
@@ -104,11 +100,11 @@ fn exchange(socket: &Path, request: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 fn encode(response: &Response) -> Vec<u8> {
-    let Response { status, content_type, headers, body } = response;
+    let Response { status, headers, body } = response;
     let (phrase, length) = (tiny_http::StatusCode(*status).default_reason_phrase(), body.len());
     let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    let head = format!("HTTP/1.1 {status} {phrase}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n");
-    [head.as_bytes(), headers.as_bytes(), b"\r\n", body].concat()
+    let head = format!("HTTP/1.1 {status} {phrase}\r\n{headers}Content-Length: {length}\r\n\r\n");
+    [head.as_bytes(), body].concat()
 }
 
 /// A socket whose reads and writes end at one deadline, however slowly the bytes come.
@@ -156,7 +152,7 @@ impl Peer<'_> {
     /// The configuration under which this peer speaks for users, if it does; with `wait` a new one in a rotation, too.
     fn judge(&mut self, trust: &Trust, wait: Option<bool>) -> Option<Arc<RequestHeader>> {
         self.tls.conn.peer_certificates()?;
-        let current = trust.current().filter(|config| self.accepts(config));
+        let current = lock(&trust.current).clone().filter(|config| self.accepts(config));
         current.or_else(|| trust.refreshed(wait?).filter(|config| self.accepts(config)))
     }
 
@@ -253,7 +249,7 @@ mod tests {
         let serving = Arc::new(Serving::default());
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = pem("PRIVATE KEY", &made.signing_key.serialize_der());
-        serving.replace(certified_key(pem("CERTIFICATE", made.cert.der()).as_bytes(), key.as_bytes()).unwrap());
+        *lock(&serving.key) = certified_key(pem("CERTIFICATE", made.cert.der()).as_bytes(), key.as_bytes()).ok();
         let kube = forever(Kube::new(&Config::read(|_| None).unwrap()));
         let door = forever(Door {
             connections: forever(Connections { places: 8, ..Connections::default() }),

@@ -45,7 +45,6 @@ macro_rules! reasons {
 
 reasons! {
     // The caller.
-    /// The request cannot be understood, or asks for what cannot be.
     InvalidRequest = 400 "BadRequest" "invalid-request",
     Unauthenticated = 401 "Unauthorized" "unauthenticated",
     Forbidden = 403 "Forbidden" "forbidden",
@@ -108,9 +107,8 @@ impl Error {
     }
 
     /// The refusal as a Kubernetes Status; the reason word stands in `details.causes`. Only 429 carries `Retry-After`:
-    /// Kubernetes' client sleeps and retries up to ten times on any 5xx that has one, which would hold one of the few
-    /// HPA workers for all that time.
-    /// Source: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/>.
+    /// Kubernetes' client sleeps and retries up to ten times on any 5xx that has one, which would hold one of the few HPA workers
+    /// for all that time. Source: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/>.
     pub(crate) fn response(&self) -> Response {
         let (code, reason, word) = self.reason.row();
         let mut details = json!({ "causes": [{ "reason": word }] });

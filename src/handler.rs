@@ -3,9 +3,8 @@
 use crate::auth::{Auth, User, unauthenticated};
 use crate::discovery::{self, etag, negotiate, not_modified};
 use crate::prelude::*;
-use crate::{api::metric_value_list, connections::Connections};
-use crate::{readings::Readings, route::percent_decode, route::route};
-use std::env::consts;
+use crate::{api::metric_value_list, definitions::Definitions, route, route::percent_decode, store::Store};
+use std::{env::consts, mem};
 use tiny_http::Request;
 
 /// A request; whether a front proxy brought it is a fact of the inner server it came over, never of a header.
@@ -30,48 +29,41 @@ pub(crate) enum Wait {
     Sysdig,
 }
 
+/// What lives as long as the process.
 pub(crate) struct Handler {
     pub(crate) auth: &'static Auth,
-    pub(crate) readings: Readings,
+    pub(crate) kube: &'static Kube,
+    pub(crate) sysdig: &'static Sysdig,
+    pub(crate) definitions: Definitions,
+    pub(crate) store: Mutex<Store>,
+    /// There is something to ask Sysdig for, or something was answered.
+    pub(crate) news: Condvar,
     pub(crate) trust: Trust,
     pub(crate) serving: Arc<Serving>,
     pub(crate) connections: Connections,
-    pub(crate) external: bool,
-    /// The lists of [`APIS`].
-    pub(crate) resources: Mutex<Vec<String>>,
+    pub(crate) config: &'static Config,
+    /// The names of Sysdig's metrics, and the lists of [`APIS`].
+    pub(crate) resources: Mutex<(Vec<String>, BTreeMap<route::Api, String>)>,
 }
 
 impl Asked {
     fn values(&self, name: &'static str) -> impl Iterator<Item = &str> {
         self.request.headers().iter().filter(move |it| it.field.equiv(name)).map(|it| it.value.as_str())
     }
-
-    /// Whom the door says that the front proxy names.
-    fn user(&self) -> User {
-        let decoded = |text: &str| percent_decode(text, false);
-        let named = |name| self.values(name).next().and_then(decoded).unwrap_or_default();
-        let groups = self.values("X-Remote-Group").filter_map(decoded).collect();
-        let mut user = User { name: named("X-Remote-User"), uid: named("X-Remote-Uid"), groups, ..User::default() };
-        for header in self.request.headers() {
-            let name = header.field.as_str().as_str().to_ascii_lowercase();
-            let Some(key) = name.strip_prefix("x-remote-extra-") else { continue };
-            // As at the API server, a key that is no encoding stands for itself.
-            let values = user.extra.entry(decoded(key).unwrap_or_else(|| key.to_owned())).or_default();
-            values.extend(decoded(header.value.as_str()));
-        }
-        user
-    }
 }
 
 impl Handler {
-    /// Takes over the names of Sysdig's metrics.
-    pub(crate) fn list(&self, metrics: &[String]) {
-        *lock(&self.resources) = APIS.map(|api| discovery::api_resource_list(api, metrics)).to_vec();
+    /// Takes over the names of Sysdig's metrics, if there are new ones, and what is defined.
+    pub(crate) fn list(&self, metrics: Option<Vec<String>>) {
+        let (names, lists) = &mut *lock(&self.resources);
+        *names = metrics.unwrap_or_else(|| mem::take(names));
+        *lists = APIS.map(|api| (api, discovery::api_resource_list(api, names, self.definitions.in_force()))).into();
     }
 
     /// Errors: a refusal, or that the answer cannot be had without waiting for more than `wait`.
     pub(crate) fn answer(&self, asked: &mut Asked, wait: Wait) -> Result<Response, Stop> {
-        let routed = route(asked.request.method().as_str(), asked.request.url(), self.external);
+        let custom = &self.definitions.in_force().resources;
+        let routed = route::route(asked.request.method().as_str(), asked.request.url(), self.config.external, custom);
         match &routed {
             Ok(Route::Health(name, verbose)) => return Ok(self.health(name, *verbose)),
             Ok(Route::Version) => return Ok(version()),
@@ -85,28 +77,27 @@ impl Handler {
         self.auth.check(&user, &route, path, review, now)?;
         let (accept, known) = (asked.values("Accept").next(), asked.values("If-None-Match").next());
         let form = negotiate(accept, path.trim_end_matches('/') == "/apis")?;
-        let json = |text: &str| Ok(document("application/json", text, known));
-        match (route, form) {
+        let (kind, text) = match (route, form) {
+            (Route::Read(read), _) => {
+                let (items, window) = self.read(&read, wait == Wait::Sysdig, unix_now())?;
+                return Ok(metric_value_list(&read, &items, window));
+            }
             (_, Some(version)) => {
                 let kind = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
-                Ok(document(&kind, &discovery::document(version, self.external).unwrap_or_default(), known))
+                (kind, discovery::document(version, self.config.external).unwrap_or_default())
             }
-            (Route::Read(read), _) => {
-                let (items, window) = self.readings.read(&read, wait == Wait::Sysdig, unix_now())?;
-                Ok(metric_value_list(&read, &items, window))
-            }
-            (Route::Document(document), _) => json(&document),
-            (Route::Resources(api), _) => {
-                let lists = lock(&self.resources);
-                json(APIS.iter().zip(&*lists).find(|(it, _)| **it == api).map_or("{}", |(_, list)| list))
-            }
-            (Route::Health(..) | Route::Version, _) => Ok(version()),
-        }
+            (Route::Document(document), _) => (JSON.to_owned(), document),
+            (Route::Resources(api), _) => (JSON.to_owned(), lock(&self.resources).1.get(&api).cloned().unwrap_or_default()),
+            (Route::Health(..) | Route::Version, _) => return Ok(version()),
+        };
+        Ok(document(&kind, &text, known))
     }
 
     /// A front proxy's word counts on its own connections only; all others need a bearer token.
     fn user(&self, asked: &Asked, wait: bool, now: Instant) -> Result<User, Stop> {
-        if let Some(user) = asked.front_proxy.then(|| asked.user()).filter(|user| !user.name.is_empty()) {
+        let named = asked.values("X-Remote").next().filter(|_| asked.front_proxy);
+        let named: Option<User> = named.and_then(|text| serde_json::from_str(&percent_decode(text, false)?).ok());
+        if let Some(user) = named.filter(|user| !user.name.is_empty()) {
             return Ok(user.authenticated());
         }
         let words = asked.values("Authorization").next().and_then(|value| value.split_once(' '));
@@ -119,15 +110,14 @@ impl Handler {
         let mut checks = vec![("ping", true)];
         if name == "readyz" {
             checks.push(("certificate", self.serving.settled.load(Relaxed)));
-            checks.push(("requestheader", self.trust.current().is_some()));
+            checks.push(("requestheader", lock(&self.trust.current).is_some()));
             checks.push(("shutdown", !self.connections.draining.load(Relaxed)));
         }
         let passed = checks.iter().all(|(_, passed)| *passed);
         let line = |(check, ok)| if ok { format!("[+]{check} ok\n") } else { format!("[-]{check} failed\n") };
         let lines: String = checks.into_iter().map(line).collect();
         let (status, verdict) = if passed { (200, "passed") } else { (503, "failed") };
-        let all = format!("{lines}{name} check {verdict}\n");
-        let text = if passed && !verbose { "ok".to_owned() } else { all };
+        let text = if passed && !verbose { "ok".to_owned() } else { format!("{lines}{name} check {verdict}\n") };
         Response::bytes(status, "text/plain; charset=utf-8", text.into_bytes())
     }
 }

@@ -2,21 +2,16 @@
 //! Nothing is passed on but the request line, the headers in `FORWARDED` and, from a front proxy, the identity: there
 //! is nothing for two parsers to disagree about. Source: <https://www.rfc-editor.org/rfc/rfc9112>.
 
-use crate::prelude::*;
+use crate::{auth::User, prelude::*, route::percent_decode, route::read_only};
 
 /// The headers that mean something to the inner server, in lower case.
 const FORWARDED: [&str; 3] = ["accept", "authorization", "if-none-match"];
 const MOST_HEADERS: usize = 20_000;
 
-/// Under which names, in lower case, the identity arrives: of groups all count, else the first that is present.
+/// Under which names, in lower case, name, uid, groups and extras (whose names begin so) of an identity arrive: of
+/// groups all count, else the first that is present.
 /// Source: <https://kubernetes.io/docs/tasks/extend-kubernetes/configure-aggregation-layer/>.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IdentityHeaders {
-    pub username: Vec<String>,
-    pub group: Vec<String>,
-    pub uid: Vec<String>,
-    pub extra_prefix: Vec<String>,
-}
+pub type IdentityHeaders = [Vec<String>; 4];
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Head<'a> {
@@ -36,11 +31,9 @@ pub fn end(bytes: &[u8], from: usize) -> Option<usize> {
 impl<'a> Head<'a> {
     /// Reads a complete head. After an error it is not known where the next request would start.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
-        let text = bytes.strip_suffix(b"\r\n\r\n");
-        let text = text.ok_or_else(|| refusal!(InvalidRequest, "the request head is incomplete"))?;
+        let text = bytes.strip_suffix(b"\r\n\r\n").ok_or_else(|| refusal!(InvalidRequest, "the request head is incomplete"))?;
         // A line that LF alone ends is not split off, and refused for holding a control character.
-        let lines = text.split_inclusive(|&byte| byte == b'\n');
-        let mut lines = lines.map(|line| line.strip_suffix(b"\r\n").unwrap_or(line));
+        let mut lines = text.split_inclusive(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r\n").unwrap_or(line));
         let (method, target, newer) = request_line(lines.next().unwrap_or_default())?;
         let headers: Option<Vec<_>> = lines.take(MOST_HEADERS + 1).map(header).collect();
         let headers = headers.ok_or_else(|| refusal!(InvalidRequest, "a header line is malformed"))?;
@@ -59,21 +52,27 @@ impl<'a> Head<'a> {
                 line(name, &values.join(", "));
             }
         }
-        if let Some(IdentityHeaders { username, group, uid, extra_prefix }) = identity {
-            for (name, headers) in [("X-Remote-User", username), ("X-Remote-Uid", uid)] {
-                let first = headers.iter().find_map(|name| self.values(name).next().filter(|it| !it.is_empty()));
-                first.into_iter().for_each(|value| line(name, &percent_encode(value)));
-            }
-            let groups = group.iter().flat_map(|name| self.values(name)).filter(|value| !value.is_empty());
-            groups.for_each(|value| line("X-Remote-Group", &percent_encode(value)));
-            for (name, value) in &self.headers {
-                if let Some(key) = extra_prefix.iter().find_map(|prefix| name.strip_prefix(prefix.as_str())) {
-                    line(&format!("X-Remote-Extra-{key}"), &percent_encode(value));
-                }
-            }
+        if let Some(identity) = identity {
+            line("X-Remote", &percent_encode(json!(self.user(identity)).to_string()));
         }
         out.push_str("\r\n");
         out.into_bytes()
+    }
+
+    /// Whom it names; what is not UTF-8 names nobody.
+    fn user(&self, [username, uid, group, extra_prefix]: &IdentityHeaders) -> User {
+        let text = |value: &[u8]| String::from_utf8(value.to_vec()).ok();
+        let first = |names: &[String]| names.iter().find_map(|name| self.values(name).next().filter(|it| !it.is_empty()));
+        let [name, uid] = [username, uid].map(|names| first(names).and_then(text).unwrap_or_default());
+        let groups = group.iter().flat_map(|name| self.values(name)).filter(|it| !it.is_empty()).filter_map(text).collect();
+        let mut user = User { name, uid, groups, ..User::default() };
+        for (name, value) in &self.headers {
+            let Some(key) = extra_prefix.iter().find_map(|prefix| name.strip_prefix(prefix.as_str())) else { continue };
+            // As at the API server, a key that is no encoding stands for itself.
+            let key = percent_decode(key, false).unwrap_or_else(|| key.to_owned());
+            user.extra.entry(key).or_default().extend(text(value));
+        }
+        user
     }
 
     fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
@@ -88,20 +87,14 @@ impl<'a> Head<'a> {
         let asks = |option: &str| options.iter().any(|it| it == option.as_bytes());
         let hosts = self.values("host").count();
         let body = has("transfer-encoding") || self.values("content-length").any(|value| value != b"0");
-        Err(match self.method {
-            _ if hosts > 1 || (hosts == 0 && self.keep_alive) => refusal!(InvalidRequest, "there must be one Host header"),
-            "GET" | "HEAD" if body => {
-                refusal!(InvalidRequest, "a request body (Content-Length, Transfer-Encoding) is not accepted")
-            }
-            method if body => {
-                let method = quoted(method);
-                refusal!(MethodNotAllowed, "{method} is not allowed: metrics are read-only, use GET")
-            }
-            _ if asks("upgrade") || has("upgrade") => {
-                refusal!(InvalidRequest, "Upgrade is not accepted: use plain HTTP/1.1 over TLS")
-            }
+        let why = match self.method {
+            _ if hosts > 1 || (hosts == 0 && self.keep_alive) => "there must be one Host header",
+            "GET" | "HEAD" if body => "a request body (Content-Length, Transfer-Encoding) is not accepted",
+            method if body => return Err(read_only(method)),
+            _ if asks("upgrade") || has("upgrade") => "Upgrade is not accepted: use plain HTTP/1.1 over TLS",
             _ => return Ok(self.keep_alive && !asks("close")),
-        })
+        };
+        Err(refusal!(InvalidRequest, "{why}"))
     }
 }
 
@@ -140,16 +133,18 @@ mod tests {
     use crate::error::Reason;
 
     fn kubernetes() -> IdentityHeaders {
-        IdentityHeaders {
-            username: vec!["x-remote-user".to_owned()],
-            group: vec!["x-remote-group".to_owned()],
-            uid: vec!["x-remote-uid".to_owned()],
-            extra_prefix: vec!["x-remote-extra-".to_owned()],
-        }
+        ["user", "uid", "group", "extra-"].map(|name| vec![format!("x-remote-{name}")])
     }
 
     fn rebuilt(head: &str, identity: Option<&IdentityHeaders>) -> String {
         String::from_utf8(Head::parse(head.as_bytes()).unwrap().rebuild(identity)).unwrap()
+    }
+
+    /// Whom a rebuilt head names.
+    fn named(head: &str) -> User {
+        assert!(head.is_ascii(), "{head}");
+        let line = head.split("\r\n").find_map(|line| line.strip_prefix("X-Remote: ")).expect("the identity");
+        serde_json::from_str(&percent_decode(line, false).unwrap()).unwrap()
     }
 
     #[test]
@@ -158,17 +153,18 @@ mod tests {
                     accept: c/d\r\nX-Remote-User: joe\r\nContent-Length: 0\r\nIf-None-Match: \"é\"\r\n\r\n";
         let start = "GET /apis?x=1 HTTP/1.1\r\nHost: adapter\r\nConnection: close\r\naccept: a/b, c/d\r\n";
         assert_eq!(rebuilt(head, None), format!("{start}\r\n"));
-        assert_eq!(rebuilt(head, Some(&kubernetes())), format!("{start}X-Remote-User: joe\r\n\r\n"));
+        let joe = r#"{"extra":{},"groups":[],"user":"joe"}"#;
+        assert_eq!(rebuilt(head, Some(&kubernetes())), format!("{start}X-Remote: {}\r\n\r\n", percent_encode(joe)));
     }
 
     #[test]
     fn an_identity_is_passed_on_in_ascii() {
         let head = "GET / HTTP/1.1\r\nHost: a\r\nx-remote-USER: josé\r\nX-Remote-Group: Équipe 100%\r\nX-Remote-Group: b\r\n\
                     X-Remote-Uid: 7\r\nX-Remote-Extra-Authentication.kubernetes.io%2fcredential-Id: JTI=1\r\nX-Remote-User: root\r\n\r\n";
-        let expected = "GET / HTTP/1.1\r\nHost: adapter\r\nConnection: close\r\nX-Remote-User: jos%C3%A9\r\nX-Remote-Uid: 7\r\n\
-                        X-Remote-Group: %C3%89quipe%20100%25\r\nX-Remote-Group: b\r\n\
-                        X-Remote-Extra-authentication.kubernetes.io%2fcredential-id: JTI%3D1\r\n\r\n";
-        assert_eq!(rebuilt(head, Some(&kubernetes())), expected);
+        let extra = BTreeMap::from([("authentication.kubernetes.io/credential-id".to_owned(), vec!["JTI=1".to_owned()])]);
+        let [name, uid] = ["josé", "7"].map(str::to_owned);
+        let expected = User { name, uid, groups: ["Équipe 100%", "b"].map(str::to_owned).to_vec(), extra };
+        assert_eq!(named(&rebuilt(head, Some(&kubernetes()))), expected);
     }
 
     #[test]
@@ -235,7 +231,7 @@ mod tests {
     #[test]
     fn ten_thousand_groups_fit_and_a_flood_does_not() {
         let groups = |n| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X-Remote-Group: g\r\n".repeat(n));
-        assert_eq!(rebuilt(&groups(10_000), Some(&kubernetes())).matches("X-Remote-Group").count(), 10_000);
+        assert_eq!(named(&rebuilt(&groups(10_000), Some(&kubernetes()))).groups.len(), 10_000);
         assert_eq!(Head::parse(groups(20_001).as_bytes()).map_err(|e| e.reason), Err(Reason::HeadTooLarge));
     }
 

@@ -1,6 +1,5 @@
-//! The few questions put to the Kubernetes API, by hand.
-//! Token and CA are read from their files for every call, since both rotate. No proxy is used.
-//! Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/>.
+//! The few questions put to the Kubernetes API, by hand. Token and CA are read from their files for every call, since both
+//! rotate. No proxy is used. Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/>.
 
 use crate::prelude::*;
 use crate::tls::{agent, certificates, exchange, explain};
@@ -69,8 +68,7 @@ impl Kube {
     pub fn ready(&self, resource: &Resource, namespace: &str, wanted: &Object) -> Result<Ready> {
         let resource = if *resource == Resource::SERVICES { &Resource::ENDPOINT_SLICES } else { resource };
         let path = path(resource, namespace, &format!("?limit={FULL_PAGE}"));
-        let known = self.listed(&path, JSON, READY, Some(wanted), resource)?;
-        Ok(known.get(wanted).cloned().unwrap_or_default())
+        Ok(self.listed(&path, JSON, READY, Some(wanted), resource)?.get(wanted).cloned().unwrap_or_default())
     }
 
     /// A list with all of its pages, remembered for `age`, or for less where `wanted` is missing in it.
@@ -127,11 +125,10 @@ impl Kube {
         let sent = sent.and_then(|(status, _, body)| Ok((status, body?)));
         let (status, answer) = sent.map_err(|error| unavailable(&explain(&error)))?;
         let says = || quoted(&remark(&answer).replace(token.expose(), "(hidden)"));
-        let mend = "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles";
+        let mend =
+            "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles (of custom resources: docs/definitions.md)";
         Err(match status {
-            200 | 201 => {
-                return serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON"));
-            }
+            200 | 201 => return serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON")),
             400 if accept == METADATA && !path.contains("labelSelector=&") => {
                 refusal!(InvalidRequest, "the Kubernetes API does not understand the labelSelector: {}", says())
             }
@@ -169,8 +166,8 @@ pub(crate) fn named(resource: &Resource, namespace: &str, name: &str) -> String 
     format!("{} {name}{place}", resource.kind)
 }
 
-fn path(Resource { plural, group, api_version, .. }: &Resource, namespace: &str, rest: &str) -> String {
-    let base = if group.is_empty() { "/api" } else { "/apis" };
+fn path(Resource { plural, api_version, .. }: &Resource, namespace: &str, rest: &str) -> String {
+    let base = if api_version.contains('/') { "/apis" } else { "/api" };
     let place = if namespace.is_empty() { String::new() } else { format!("/namespaces/{namespace}") };
     format!("{base}/{api_version}{place}/{plural}{rest}")
 }

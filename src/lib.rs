@@ -8,6 +8,7 @@ mod changes;
 pub mod config;
 mod connections;
 mod data;
+pub mod definitions;
 pub mod der;
 mod discovery;
 mod door;
@@ -38,7 +39,9 @@ mod prelude {
     pub(crate) use crate::selector::{Operator, Requirement, Tuning, settle};
     pub(crate) use crate::sysdig::{Object, Question, Row, Rows, Scope, Sysdig};
     pub(crate) use crate::timestamp::{rfc3339, unix_now};
-    pub(crate) use crate::{changes, forever, lock, quantity::Quantity, random, requestheader::Trust, tls::Serving};
+    pub(crate) use crate::{
+        changes, connections::Connections, forever, lock, quantity::Quantity, requestheader::Trust, tls::Serving,
+    };
     pub(crate) use serde_json::{Value, json};
     pub(crate) use std::collections::{BTreeMap, BTreeSet};
     pub(crate) use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

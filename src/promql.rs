@@ -28,8 +28,7 @@ const MOST_LAG: u64 = 60;
 /// Sysdig's label in PromQL: `kube_pod_name` for `kubernetes.pod.name`.
 pub(crate) fn label_name(label: &str) -> String {
     let plain = label.replace(['.', '-', '/'], "_");
-    let ours = plain.strip_prefix("kubernetes_").map(|rest| format!("kube_{}", rest.to_ascii_lowercase()));
-    ours.unwrap_or(plain)
+    plain.strip_prefix("kubernetes_").map(|rest| format!("kube_{}", rest.to_ascii_lowercase())).unwrap_or(plain)
 }
 
 /// The window ends where samples have arrived: one cut short would make a sum too small, and scale down.
@@ -75,8 +74,7 @@ fn rows_at(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64, lag: u
     // Silence of what counts changes is idleness, if the pods are seen; of anything else it is just silence.
     rows.retain(|_, row| kind == "delta" || row.value.is_some());
     rows.values_mut().filter(|row| row.value.is_none()).for_each(|row| row.end = end - lag);
-    let ambiguous = rows.values_mut().filter(|row| !row.differing.is_empty());
-    ambiguous.for_each(|row| row.value = Some(Err(Reason::Ambiguous)));
+    rows.values_mut().filter(|row| !row.differing.is_empty()).for_each(|row| row.value = Some(Err(Reason::Ambiguous)));
     Ok((rows, seen))
 }
 
@@ -118,6 +116,10 @@ fn ask(sysdig: &Sysdig, query: &str, time: u64) -> Result<Value> {
 /// Name of the series of a metric, and what a sample of it is.
 pub(crate) fn series(question: &Question) -> Result<(String, &'static str)> {
     let metric = question.metric.as_str();
+    if let Some((before, _)) = metric.split_once('{') {
+        let name = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':').next();
+        return Ok((name.unwrap_or_default().to_owned(), "template"));
+    }
     let own = OWN.lines().filter_map(|line| line.split_once(' ').and_then(|(id, it)| Some((id, it.split_once(' ')?))));
     let container = ["sysdig_host_", "sysdig_program_"].iter().find_map(|flavour| metric.strip_prefix(flavour));
     let container = container.map_or_else(|| metric.to_owned(), |rest| format!("sysdig_container_{rest}"));
@@ -128,13 +130,9 @@ pub(crate) fn series(question: &Question) -> Result<(String, &'static str)> {
     }
     let family = metric.split('.').next().unwrap_or_default();
     let near = || own.map(|(id, _)| id).filter(|id| id.starts_with(family)).collect::<Vec<_>>().join(", ");
-    ensure!(
-        !metric.contains(['.', '-']),
-        InvalidRequest,
-        "{metric} has no name in PromQL that is safe to assume: ask for it as Sysdig Monitor's PromQL explorer names it \
-         (ids of its family that have one: {})",
-        near()
-    );
+    let mend = "ask for it as Sysdig Monitor's PromQL explorer names it (ids of its family that have one: ";
+    let safe = !metric.contains(['.', '-']);
+    ensure!(safe, InvalidRequest, "{metric} has no name in PromQL that is safe to assume: {mend}{})", near());
     let total = ["_total", "_count", "_sum", "_bucket"].iter().any(|end| metric.ends_with(end));
     Ok((metric.to_owned(), if total && !metric.starts_with("sysdig_") { "counter" } else { "gauge" }))
 }
@@ -149,6 +147,8 @@ fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64) -> Result<
     let samples = format!("{name}{{{matching}}}{range}");
     let by = question.object_labels().into_iter().flatten().map(label_name).collect::<Vec<_>>().join(", ");
     let value = match (kind, time) {
+        // What is put in last is not looked at again.
+        ("template", _) => question.metric.replace("$by", &by).replace("[$window]", &range).replace("$matchers", &matching),
         ("counter", "avg" | "timeAvg") => format!("rate({samples})"),
         ("counter", "sum") => format!("increase({samples})"),
         ("counter", _) => return Err(refusal!(InvalidRequest, "{name} counts up: its {time} over time means nothing")),
@@ -158,7 +158,7 @@ fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64) -> Result<
     };
     let part = |part: &str, query: String| format!("label_replace({query}, \"{PART}\", \"{part}\", \"\", \"\")");
     let (single, each) = (group.is_empty() || group == EACH, if group == EACH { CONTAINER.as_slice() } else { &[] });
-    let whose = [&[by.as_str()], each].concat().join(", ");
+    let whose = [each, &[by.as_str()]].concat().join(", ");
     let several = format!("topk by ({whose}) (2, ({value}) and on ({whose}) (count by ({whose}) ({value}) > 1))");
     let value = part("value", format!("{} by ({by}) ({value})", if single { "avg" } else { group }));
     let value = if single { format!("{value} or {}", part("several", several)) } else { value };
@@ -167,7 +167,7 @@ fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64) -> Result<
         return Ok(format!("{value} or {time}"));
     }
     let (pod, seen) = (label_name(Resource::PODS.label), format!("{COMPANION}{{{}}}", matchers(cluster, &within)));
-    let each = format!("count by ({by}, {pod}) (last_over_time({seen}{range}))");
+    let each = format!("count by ({pod}, {by}) (last_over_time({seen}{range}))");
     let pods = part("pods", format!("count by ({by}) ({each})"));
     let lag = part("lag", format!("max(timestamp({seen}))"));
     Ok(format!("{value} or {time} or {pods} or {lag}"))
@@ -274,6 +274,16 @@ mod tests {
         let query = asked(&node).unwrap();
         assert!(query.contains("sum by (kube_node_name) (avg_over_time(sysdig_host_cpu_used_percent{"), "{query}");
         assert!(!query.contains(COMPANION), "{query}");
+    }
+
+    #[test]
+    fn a_question_about_the_whole_cluster_has_no_list_that_begins_with_a_comma() {
+        for group in [EACH, "", "sum"] {
+            let tuning = Tuning { group, ..Tuning::DEFAULT };
+            let cluster = Question { resource: &Resource::CLUSTER, tuning, ..question("queue_depth", "avg") };
+            let query = asked(&cluster).unwrap();
+            assert!(!query.contains("(,") && query.contains("by ()"), "{query}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Source: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>.
 
 use crate::prelude::*;
-use std::fmt;
+use std::{fmt, num::NonZeroU64};
 
 /// An autoscaler computes in thousandths held in 64 bits; a quantity beyond that would be cut there.
 const MAX_NANOS: i128 = i64::MAX as i128 * 1_000_000;
@@ -44,6 +44,13 @@ impl Quantity {
             _ => Some(Self(sum / count)),
         };
         value.filter(|value| value.0.abs() <= MAX_NANOS).ok_or(Reason::OutOfRange)
+    }
+
+    /// A `by`th (if given) with so many decimals at most, rounded half away from zero, and never to zero.
+    pub(crate) fn scaled(self, by: Option<NonZeroU64>, decimals: Option<u32>) -> Self {
+        let step = 10_i128.pow(9_u32.saturating_sub(decimals.unwrap_or(9)));
+        let unit = by.map_or(1, |by| i128::from(by.get())) * step;
+        Self(self.0.signum() * ((self.0.abs() + unit / 2) / unit).clamp(1, MAX_NANOS / step) * step)
     }
 }
 
@@ -139,5 +146,27 @@ mod tests {
         for (text, error) in table {
             assert_eq!(Quantity::parse(text), Err(error), "{text}");
         }
+    }
+
+    #[test]
+    fn a_scaled_value_is_rounded_to_its_decimals_and_never_to_zero() {
+        let table = [
+            ("1.23456789", 0, 9, "1234567890n"),
+            ("250123456", 1_000_000, 2, "250120m"),
+            ("1", 1_000_000, 2, "10m"),
+            ("-1", 1_000_000, 0, "-1"),
+            ("2.5", 1, 0, "3"),
+            ("-2.5", 1, 0, "-3"),
+            ("0", 7, 0, "0"),
+            ("1", 3, 12, "333333333n"),
+            ("9223372036854775.807", 1, 0, "9223372036854775"),
+            ("9223372036854775.807", u64::MAX, 9, "500u"),
+        ];
+        for (text, by, decimals, expected) in table {
+            let scaled = Quantity::parse(text).unwrap().scaled(NonZeroU64::new(by), Some(decimals));
+            assert_eq!(scaled.to_string(), expected, "{text} / {by}");
+        }
+        let plain = Quantity::parse("0.123456789").unwrap();
+        assert_eq!(plain.scaled(None, None), plain);
     }
 }

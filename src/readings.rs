@@ -2,8 +2,8 @@
 //! An error makes an autoscaler hold; a false zero scales production down: nothing becomes zero without proof.
 
 use crate::prelude::*;
-use crate::store::{Job, Outcome, Plan, Store};
-use crate::{handler::Stop, handler::WAIT, promql, server::guarded, sysdig::QUERIES};
+use crate::store::{Outcome, Plan, Store};
+use crate::{handler::Handler, handler::Stop, handler::WAIT, promql, server::guarded, sysdig::QUERIES};
 
 const KUBERNETES: &str = "Kubernetes API";
 const SYSDIG: &str = "Sysdig";
@@ -15,19 +15,7 @@ const MOST_LISTS: usize = 3;
 /// An object's name and value, and the end of the window it sums up in Unix seconds.
 pub(crate) type Item = (String, Quantity, u64);
 
-pub(crate) struct Readings {
-    kube: &'static Kube,
-    sysdig: &'static Sysdig,
-    store: Mutex<Store>,
-    /// There is something to ask Sysdig for, or something was answered.
-    news: Condvar,
-}
-
-impl Readings {
-    pub(crate) fn new(config: &Config, kube: &'static Kube, sysdig: &'static Sysdig) -> Self {
-        Self { kube, sysdig, store: Mutex::new(Store::new(config)), news: Condvar::new() }
-    }
-
+impl Handler {
     /// The values at `now` (Unix seconds), and the seconds of samples that each sums up; for `*` one for each object that
     /// has one to be trusted. Errors: There is none and the reason says why, or [`WAIT`].
     pub(crate) fn read(&self, read: &Read, wait: bool, now: u64) -> Result<(Vec<Item>, u64), Stop> {
@@ -45,52 +33,58 @@ impl Readings {
         self.news.notify_all();
         let closed = |store: &Store| store.closed(Instant::now());
         let pending = |store: &mut Store| store.answer(&plan, before, now).is_none() && closed(store).is_none();
-        let store = self.news.wait_timeout_while(store, DEADLINE, pending);
-        let store = store.unwrap_or_else(PoisonError::into_inner).0;
+        let store = self.news.wait_timeout_while(store, DEADLINE, pending).unwrap_or_else(PoisonError::into_inner).0;
         let slow = || refusal!(BackendTimeout, "no answer of Sysdig within {DEADLINE:?}; the query goes on: ask again");
         let answer = store.answer(&plan, before, now);
         Ok((answer.unwrap_or_else(|| Err(closed(&store).unwrap_or_else(slow)))?, window))
     }
 
     fn plan(&self, read: &Read) -> Result<Plan> {
-        let (labels, tuning) = settle(&read.selector);
-        let (select, metric) = (read.select.clone(), read.metric.clone());
+        let defined = self.definitions.find(&read.metric)?;
+        // The autoscaler's settings win; the labels of both must hold.
+        let (labels, tuning) = settle(&[&*defined.selector, &*read.selector].concat());
+        let metric = if defined.metric.is_empty() { &read.metric } else { &defined.metric }.clone();
+        let mut select = read.select.clone();
         let (resource, promql) = (select.resource, self.sysdig.speaks_promql(&metric));
-        let mut question = Question { metric, tuning, resource, legacy: read.described != resource, labels };
-        if promql && *resource == Resource::SERVICES {
+        let mut question = Question { metric, tuning, resource, legacy: read.described.kind != resource.kind, labels };
+        if let Some(scope) = defined.scope {
+            let (one, what) = (!read.namespace.is_empty() && read.name != "*", scope.kind);
+            ensure!(one, InvalidRequest, "{} measures a {what}: ask for one object by its name", read.metric);
+            let name = if *scope == Resource::CLUSTER { "" } else { &read.namespace }.to_owned();
+            (question.resource, question.legacy) = (scope, false);
+            select = Select { resource: scope, namespace: String::new(), name, labels: String::new() };
+        } else if promql && *resource == Resource::SERVICES {
             // No label tells a Service there, and a pod can be behind several: a Service is what it selects.
             let one = select.name != "*";
             ensure!(one, InvalidRequest, "in PromQL services are read by name only: read pods instead");
             question.resource = &Resource::PODS;
         }
-        // Nobody having declared an aggregation, an external metric must be one series, where that can be told.
-        if question.tuning.group.is_empty() && !(promql && read.is_external()) {
-            // What the agent itself tells has one series for each container.
-            let own = question.metric.contains('.') || question.metric.starts_with("sysdig_");
+        // Nobody having declared an aggregation, an external metric must be one series, where that can be told; of each
+        // object a template's must be one, and what the agent itself tells is one for each container.
+        let single = promql && (read.is_external() || question.metric.contains('{'));
+        let own = question.metric.contains('.') || question.metric.starts_with("sysdig_");
+        if question.tuning.group.is_empty() && !single {
             question.tuning.group = if promql && !own { promql::EACH } else { "avg" };
         }
-        Ok(Plan { question, select })
+        Ok(Plan { question, select, defined })
     }
 
     /// Asks Sysdig for what is wanted or due, for ever.
     pub(crate) fn refresh(&self) {
-        loop {
-            let job = self.next();
-            let (now, before) = (unix_now(), QUERIES.get());
-            let outcome = guarded(|| self.fetch(&job.0, &job.1, now));
-            let cost = QUERIES.get() - before;
-            lock(&self.store).done(&job, outcome, cost, Instant::now(), now);
-            self.news.notify_all();
-        }
-    }
-
-    fn next(&self) -> Job {
         let mut store = lock(&self.store);
         loop {
-            match store.next(Instant::now()) {
-                Ok(found) => return found,
-                Err(pause) => store = self.news.wait_timeout(store, pause).unwrap_or_else(PoisonError::into_inner).0,
-            }
+            let (job, now, before) = match store.next(Instant::now()) {
+                Ok(job) => (job, unix_now(), QUERIES.get()),
+                Err(pause) => {
+                    store = self.news.wait_timeout(store, pause).unwrap_or_else(PoisonError::into_inner).0;
+                    continue;
+                }
+            };
+            drop(store);
+            let outcome = guarded(|| self.fetch(&job.0, &job.1, now));
+            store = lock(&self.store);
+            store.done(&job, outcome, QUERIES.get() - before, Instant::now(), now);
+            self.news.notify_all();
         }
     }
 
@@ -102,7 +96,7 @@ impl Readings {
         let scope = Scope::of(objects.iter().flatten().flatten());
         let ask = || self.noted(SYSDIG, self.sysdig.rows(question, &scope, now));
         let rows = if scope.1.is_empty() { Rows::new() } else { ask()? };
-        let mut fetch = Fetch { readings: self, question, now, wide, scope, rows, seen: None };
+        let mut fetch = Fetch { handler: self, question, now, wide, scope, rows, seen: None };
         Ok(selects.iter().zip(objects).map(|(select, objects)| fetch.items(select, &objects?)).collect())
     }
 
@@ -116,7 +110,7 @@ impl Readings {
             return if found.is_empty() { Err(none()) } else { Ok(found.keys().cloned().collect()) };
         }
         let what = || named(resource, namespace, name);
-        let exists = self.kube.objects(resource, place, "", Some(&object))?.contains_key(&object);
+        let exists = name.is_empty() || self.kube.objects(resource, place, "", Some(&object))?.contains_key(&object);
         ensure!(exists, ObjectNotFound, "{} does not exist", what());
         if resource == &rows {
             return Ok(vec![object]);
@@ -136,7 +130,7 @@ impl Readings {
 
 /// One query, and what its answer comes to for each who asks.
 struct Fetch<'a> {
-    readings: &'a Readings,
+    handler: &'a Handler,
     question: &'a Question,
     now: u64,
     /// Whether objects are looked up in lists of the whole cluster.
@@ -152,8 +146,9 @@ impl Fetch<'_> {
     fn items(&mut self, select: &Select, objects: &[Object]) -> Result<Vec<Item>> {
         let (items, errors): (Vec<_>, Vec<_>) = objects.iter().map(|object| self.item(object)).partition(Result::is_ok);
         let items: Vec<Item> = items.into_iter().flatten().collect();
-        // What does not pass by itself is told first.
-        let mut refusal = errors.into_iter().filter_map(Result::err).min_by_key(|error| error.reason.is_passing());
+        // What does not pass by itself is told first, and that there is just nothing last.
+        let rank = |error: &Error| (error.reason.is_passing(), error.reason == Reason::NoData);
+        let mut refusal = errors.into_iter().filter_map(Result::err).min_by_key(rank);
         let own = select.resource == self.question.resource;
         if let Some(error) = refusal.take_if(|error| items.is_empty() || !(own || error.reason.is_passing())) {
             return Err(error);
@@ -180,28 +175,27 @@ impl Fetch<'_> {
             let ask = "is CLUSTER_NAME the name that Sysdig shows, does the token's team see this namespace, does the agent run?";
             return Err(refusal!(NoData, "Sysdig has no sample of {metric} for {what}{selected} in the last {window} s: {ask}"));
         };
-        let quantity = row.value.unwrap_or(Ok(Quantity::ZERO));
-        let quantity = quantity.map_err(|reason| no_value(reason, metric, &what, &row.differing))?;
+        let value = row.value.unwrap_or(Ok(Quantity::ZERO)).map_err(|reason| no_value(reason, metric, &what, &row.differing))?;
         if row.value.is_none() || (tuning.group == "sum" && resource.counts_pods()) {
             self.check_all_seen(object, &row)?;
         }
-        let collected = || self.readings.noted(SYSDIG, self.readings.sysdig.is_collected(self.question, self.now));
+        let collected = || self.handler.noted(SYSDIG, self.handler.sysdig.is_collected(self.question, self.now));
         if row.value.is_none() && !collected()? {
             let ask = "is the id right, and does the agent's mode collect it? (agents in essentials mode send no HTTP metrics)";
             let what = format!("Sysdig has no sample of {metric} in the whole cluster within a day");
             return Err(refusal!(MetricNotCollected, "{what}: {ask}"));
         }
-        Ok((object.1.clone(), quantity, row.end))
+        Ok((object.1.clone(), value, row.end))
     }
 
     /// Makes sure that Sysdig sees every Ready pod of the object: a sum over fewer would be too small, and silence
     /// means idleness only if Sysdig sees the whole object.
     fn check_all_seen(&mut self, object: &Object, row: &Row) -> Result<()> {
-        let (readings, question) = (self.readings, self.question);
+        let (handler, question) = (self.handler, self.question);
         let (resource, place) = (question.resource, if self.wide { "" } else { &object.0 });
-        let ready = resource.counts_pods().then(|| readings.kube.ready(resource, place, object));
-        let ready = readings.noted(KUBERNETES, ready.transpose())?.map_or(1, |ready| ready.count.max(1));
-        let ask = || readings.noted(SYSDIG, readings.sysdig.pods(question, &self.scope, self.now));
+        let ready = resource.counts_pods().then(|| handler.kube.ready(resource, place, object));
+        let ready = handler.noted(KUBERNETES, ready.transpose())?.map_or(1, |ready| ready.count.max(1));
+        let ask = || handler.noted(SYSDIG, handler.sysdig.pods(question, &self.scope, self.now));
         let mut asked = || Ok(*self.seen.get_or_insert_with(ask).as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
         let seen = row.pods.map_or_else(&mut asked, Ok)?;
         if seen >= ready {

@@ -22,15 +22,12 @@ impl RequestHeader {
             let list = text(key).map_or_else(|| Ok(Vec::new()), serde_json::from_str);
             list.map_err(|_| format!("{key} is not a JSON array of strings"))
         };
-        let names = |key: &str| list(key).map(|names| names.iter().map(|name| name.to_ascii_lowercase()).collect());
-        let headers = IdentityHeaders {
-            username: names("requestheader-username-headers")?,
-            group: names("requestheader-group-headers")?,
-            uid: names("requestheader-uid-headers")?,
-            extra_prefix: names("requestheader-extra-headers-prefix")?,
-        };
+        let mut headers = IdentityHeaders::default();
+        for (names, key) in headers.iter_mut().zip(["username-headers", "uid-headers", "group-headers", "extra-headers-prefix"]) {
+            *names = list(&format!("requestheader-{key}"))?.iter().map(|name| name.to_ascii_lowercase()).collect();
+        }
         let missing = |key| format!("{key} is missing: is the aggregation layer configured?");
-        if headers.username.is_empty() {
+        if headers[0].is_empty() {
             return Err(missing("requestheader-username-headers"));
         }
         let pem = text("requestheader-client-ca-file").ok_or_else(|| missing("requestheader-client-ca-file"))?;
@@ -65,10 +62,6 @@ impl Trust {
     /// Whatever calls for it, the ConfigMap is not read more often than this.
     const SHORTEST: Duration = Duration::from_secs(1);
 
-    pub(crate) fn current(&self) -> Option<Arc<RequestHeader>> {
-        lock(&self.current).clone()
-    }
-
     /// What the ConfigMap says now. All who call meanwhile share the next read, or go without it if they cannot wait.
     pub(crate) fn refreshed(&self, wait: bool) -> Option<Arc<RequestHeader>> {
         let called = Instant::now();
@@ -81,7 +74,7 @@ impl Trust {
                 *lock(&self.current) = Some(Arc::new(found));
             }
         }
-        self.current()
+        lock(&self.current).clone()
     }
 }
 

@@ -2,7 +2,8 @@
 //! Source: <https://github.com/kubernetes/metrics/tree/master/pkg/apis>.
 
 use crate::prelude::*;
-use crate::{discovery, selector};
+use crate::{definitions, discovery, selector};
+use serde::Deserialize;
 
 const PLACES: &str = "namespaces/NAMESPACE/RESOURCE/NAME/METRIC, namespaces/NAME/metrics/METRIC or nodes/NAME/METRIC";
 const LONGEST_TARGET: usize = 8 * 1024;
@@ -17,42 +18,54 @@ pub const EXTERNAL: &str = "external.metrics.k8s.io";
 /// What is served, what current autoscalers prefer first. The last is off unless it is asked for.
 pub const APIS: [Api; 3] = [(GROUP, "v1beta2"), (GROUP, "v1beta1"), (EXTERNAL, "v1beta1")];
 
+/// Not spelt out in what serde reads, which would borrow it.
+type Word = &'static str;
+
 /// A Kubernetes resource: what Kubernetes and Sysdig call it.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Resource {
-    pub kind: &'static str,
-    pub plural: &'static str,
-    /// `apps`; empty for the core group.
-    pub group: &'static str,
-    pub api_version: &'static str,
+    #[serde(deserialize_with = "definitions::word")]
+    pub kind: Word,
+    #[serde(deserialize_with = "definitions::plural")]
+    pub plural: Word,
+    /// `v1`, or with a group `apps/v1`
+    #[serde(deserialize_with = "definitions::word")]
+    pub api_version: Word,
     /// Sysdig's label with an object's name; empty where there are no metrics.
-    pub label: &'static str,
+    #[serde(deserialize_with = "definitions::word")]
+    pub label: Word,
     /// Sysdig's workload type; empty for what is no workload.
-    pub workload_type: &'static str,
+    #[serde(skip)]
+    pub workload_type: Word,
 }
 
 macro_rules! resources {
-    ($($name:ident: $kind:literal $plural:literal $group:literal $version:literal $label:literal $type:literal;)+) => {
+    ($($name:ident: $kind:literal $plural:literal $version:literal $label:literal $type:literal;)+) => {
         impl Resource {
             $(pub const $name: Self =
-                Self { kind: $kind, plural: $plural, group: $group, api_version: $version, label: $label, workload_type: $type };)+
-            const KNOWN: [&'static Self; 10] = [$(&Self::$name),+];
+                Self { kind: $kind, plural: $plural, api_version: $version, label: $label, workload_type: $type };)+
+            const KNOWN: [&'static Self; 14] = [$(&Self::$name),+];
         }
     };
 }
 
 // What autoscalers are pointed at most first.
 resources! {
-    SERVICES: "Service" "services" "" "v1" "kubernetes.service.name" "";
-    PODS: "Pod" "pods" "" "v1" "kubernetes.pod.name" "";
-    DEPLOYMENTS: "Deployment" "deployments" "apps" "apps/v1" "kubernetes.deployment.name" "deployment";
-    STATEFUL_SETS: "StatefulSet" "statefulsets" "apps" "apps/v1" "kubernetes.statefulSet.name" "statefulset";
-    DAEMON_SETS: "DaemonSet" "daemonsets" "apps" "apps/v1" "kubernetes.daemonSet.name" "daemonset";
-    REPLICA_SETS: "ReplicaSet" "replicasets" "apps" "apps/v1" "kubernetes.replicaSet.name" "replicaset";
-    JOBS: "Job" "jobs" "batch" "batch/v1" "kubernetes.job.name" "job";
-    NODES: "Node" "nodes" "" "v1" "kubernetes.node.name" "";
-    NAMESPACES: "Namespace" "namespaces" "" "v1" "kubernetes.namespace.name" "";
-    ENDPOINT_SLICES: "EndpointSlice" "endpointslices" "discovery.k8s.io" "discovery.k8s.io/v1" "" "";
+    SERVICES: "Service" "services" "v1" "kubernetes.service.name" "";
+    PODS: "Pod" "pods" "v1" "kubernetes.pod.name" "";
+    DEPLOYMENTS: "Deployment" "deployments" "apps/v1" "kubernetes.deployment.name" "deployment";
+    STATEFUL_SETS: "StatefulSet" "statefulsets" "apps/v1" "kubernetes.statefulSet.name" "statefulset";
+    DAEMON_SETS: "DaemonSet" "daemonsets" "apps/v1" "kubernetes.daemonSet.name" "daemonset";
+    REPLICA_SETS: "ReplicaSet" "replicasets" "apps/v1" "kubernetes.replicaSet.name" "replicaset";
+    JOBS: "Job" "jobs" "batch/v1" "kubernetes.job.name" "job";
+    NODES: "Node" "nodes" "v1" "kubernetes.node.name" "";
+    NAMESPACES: "Namespace" "namespaces" "v1" "kubernetes.namespace.name" "";
+    CLUSTER: "Cluster" "clusters" "v1" "" "";
+    OLD_DEPLOYMENTS: "Deployment" "deployments" "extensions/v1beta1" "kubernetes.deployment.name" "deployment";
+    OLD_DAEMON_SETS: "DaemonSet" "daemonsets" "extensions/v1beta1" "kubernetes.daemonSet.name" "daemonset";
+    OLD_REPLICA_SETS: "ReplicaSet" "replicasets" "extensions/v1beta1" "kubernetes.replicaSet.name" "replicaset";
+    ENDPOINT_SLICES: "EndpointSlice" "endpointslices" "discovery.k8s.io/v1" "" "";
 }
 
 /// Objects of the cluster.
@@ -110,9 +123,13 @@ impl Read {
 }
 
 impl Resource {
-    /// Those that have metrics.
+    /// Those that have metrics, each under its current group.
     pub fn all() -> impl Iterator<Item = &'static Self> {
-        Self::KNOWN.into_iter().filter(|it| !it.label.is_empty())
+        Self::KNOWN.into_iter().filter(|it| !it.label.is_empty() && !it.is_old())
+    }
+
+    fn is_old(&self) -> bool {
+        self.api_version.starts_with("extensions/")
     }
 
     /// Whether an object of it tells how many of its pods are Ready.
@@ -122,18 +139,18 @@ impl Resource {
 
     /// `pods`, `deployments.apps`
     pub fn qualified(&self) -> String {
-        if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
+        self.api_version.split_once('/').map_or_else(|| self.plural.to_owned(), |(group, _)| format!("{}.{group}", self.plural))
     }
 
     pub fn is_namespaced(&self) -> bool {
-        ![Self::NODES, Self::NAMESPACES].contains(self)
+        ![Self::NODES, Self::NAMESPACES, Self::CLUSTER].contains(self)
     }
 
-    /// `pods`, `deployments` or `deployments.apps`; old groups of the same objects count as the same.
-    fn namespaced(text: &str) -> Result<&'static Self, Error> {
-        let name = text.replace(".extensions", ".apps");
+    /// `pods`, `deployments` or `deployments.apps`; the old group of the same objects counts as well.
+    fn namespaced(text: &str, custom: &'static [Self]) -> Result<&'static Self, Error> {
         let known = || Self::all().map(Self::qualified).collect::<Vec<_>>().join(", ");
-        match Self::all().find(|it| it.plural == name || it.qualified() == name) {
+        let mut groups = Self::all().chain(Self::KNOWN.into_iter().filter(|it| it.is_old())).chain(custom);
+        match Self::all().find(|it| it.plural == text).or_else(|| groups.find(|it| it.qualified() == text)) {
             Some(resource) if resource.is_namespaced() => Ok(resource),
             Some(Self { plural, .. }) => Err(refusal!(InvalidRequest, "{plural} are read at {plural}/NAME/METRIC")),
             None => Err(refusal!(NotFound, "no metrics are served for resource {}: use one of {}", quoted(text), known())),
@@ -148,41 +165,41 @@ impl Resource {
     }
 }
 
-/// Understands a request line. Errors name what is wrong and what is served.
-pub fn route(method: &str, target: &str, external: bool) -> Result<Route, Error> {
+/// Understands a request line, where these resources are defined besides. Errors name what is wrong and what is served.
+pub fn route(method: &str, target: &str, external: bool, custom: &'static [Resource]) -> Result<Route, Error> {
     ensure!(target.len() <= LONGEST_TARGET, InvalidRequest, "path and query are longer than {LONGEST_TARGET} bytes");
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let (segments, query) = (segments(path)?, pairs(query)?);
     let not_found = || not_found(path);
-    let api = |group, version| {
-        let mut served = APIS.into_iter().take(2 + usize::from(external));
-        served.find(|api| *api == (group, version)).ok_or_else(not_found)
-    };
+    let served = || APIS.into_iter().take(2 + usize::from(external));
+    let api = |group, version| served().find(|api| *api == (group, version)).ok_or_else(not_found);
     let document = || discovery::document(&format!("/{}", segments.join("/")), external).ok_or_else(not_found);
+    let verbose = || query.iter().any(|(key, _)| key == "verbose");
     let route = match *segments.iter().map(String::as_str).collect::<Vec<_>>() {
-        [name @ ("healthz" | "livez" | "readyz")] => {
-            Route::Health(name.to_owned(), query.iter().any(|(key, _)| key == "verbose"))
-        }
+        [name @ ("healthz" | "livez" | "readyz")] => Route::Health(name.to_owned(), verbose()),
         ["version"] => Route::Version,
         ["apis", group, version] => Route::Resources(api(group, version)?),
-        ["apis", group, version, ref rest @ ..] => read(api(group, version)?, rest, &query, path)?,
+        ["apis", group, version, ref rest @ ..] => read(api(group, version)?, rest, custom, &query, path)?,
         _ => Route::Document(document()?),
     };
-    ensure!(method == "GET", MethodNotAllowed, "{} is not allowed: metrics are read-only, use GET", quoted(method));
-    Ok(route)
+    if method == "GET" { Ok(route) } else { Err(read_only(method)) }
+}
+
+pub(crate) fn read_only(method: &str) -> Error {
+    refusal!(MethodNotAllowed, "{} is not allowed: metrics are read-only, use GET", quoted(method))
 }
 
 fn not_found(path: &str) -> Error {
     refusal!(NotFound, "nothing is served at {}; / lists what is", quoted(path))
 }
 
-fn read(api: Api, rest: &[&str], query: &[(String, String)], path: &str) -> Result<Route, Error> {
+fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, String)], path: &str) -> Result<Route, Error> {
     let external = api.0 == EXTERNAL;
     let (namespace, described, name, metric) = match *rest {
         ["namespaces", name, metric] => (name, &Resource::NAMESPACES, name, metric),
         _ if external => return Err(not_found(path)),
         ["namespaces", name, "metrics", metric] => (name, &Resource::NAMESPACES, name, metric),
-        ["namespaces", place, resource, name, metric] => (place, Resource::namespaced(resource)?, name, metric),
+        ["namespaces", place, resource, name, metric] => (place, Resource::namespaced(resource, custom)?, name, metric),
         ["nodes", name, metric] => ("", &Resource::NODES, name, metric),
         ["namespaces"] | ["namespaces", _] | ["namespaces", _, _, _] => return Err(not_found(path)),
         _ => return Err(refusal!(InvalidRequest, "a metric is read at {PLACES}")),
@@ -193,7 +210,7 @@ fn read(api: Api, rest: &[&str], query: &[(String, String)], path: &str) -> Resu
     ensure!(is_metric_id(metric), InvalidRequest, "{what} is not a metric id: letters, digits, _ . : - only");
     let (resource, object) = match name.split_once(';') {
         Some((kind, object)) if *described == Resource::SERVICES => (Resource::workload(kind)?, object),
-        _ => (described, name),
+        _ => (Resource::all().find(|it| described.is_old() && it.kind == described.kind).unwrap_or(described), name),
     };
     let access = match rest {
         [_, _, "metrics", _] => ["metrics", "", metric],
@@ -221,7 +238,7 @@ fn read(api: Api, rest: &[&str], query: &[(String, String)], path: &str) -> Resu
 }
 
 /// Nothing else can name an object, so nothing else reaches a query.
-fn is_name(text: &str, longest: usize) -> bool {
+pub(crate) fn is_name(text: &str, longest: usize) -> bool {
     let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     (1..=longest).contains(&text.len()) && text.bytes().all(fits)
 }
@@ -285,7 +302,7 @@ mod tests {
     use crate::error::Reason;
 
     fn read_of(target: &str) -> Result<Read, Error> {
-        match route("GET", target, true)? {
+        match route("GET", target, true, &[])? {
             Route::Read(read) => Ok(*read),
             other => panic!("{target} is {other:?}"),
         }
@@ -310,7 +327,7 @@ mod tests {
             ("/version", Route::Version),
         ];
         for (target, expected) in table {
-            assert_eq!(route("GET", target, false), Ok(expected), "{target}");
+            assert_eq!(route("GET", target, false, &[]), Ok(expected), "{target}");
         }
     }
 
@@ -324,7 +341,7 @@ mod tests {
             ("pods/kuard-1", &Resource::PODS, &Resource::PODS, "kuard-1"),
             ("deployments/kuard", &Resource::DEPLOYMENTS, &Resource::DEPLOYMENTS, "kuard"),
             ("deployments.apps/kuard", &Resource::DEPLOYMENTS, &Resource::DEPLOYMENTS, "kuard"),
-            ("deployments.extensions/kuard", &Resource::DEPLOYMENTS, &Resource::DEPLOYMENTS, "kuard"),
+            ("deployments.extensions/kuard", &Resource::OLD_DEPLOYMENTS, &Resource::DEPLOYMENTS, "kuard"),
             ("statefulsets.apps/db", &Resource::STATEFUL_SETS, &Resource::STATEFUL_SETS, "db"),
             ("daemonsets.apps/d", &Resource::DAEMON_SETS, &Resource::DAEMON_SETS, "d"),
             ("replicasets.apps/r", &Resource::REPLICA_SETS, &Resource::REPLICA_SETS, "r"),
@@ -432,7 +449,7 @@ mod tests {
             ("*".to_owned(), Reason::InvalidRequest),
         ];
         for (target, reason) in table {
-            let error = route("GET", &target, true).expect_err(&target);
+            let error = route("GET", &target, true, &[]).expect_err(&target);
             assert_eq!(error.reason, reason, "{target}: {}", error.message);
             assert!(error.message.len() < 500, "{target}");
         }
@@ -441,8 +458,8 @@ mod tests {
     #[test]
     fn only_get_is_allowed_and_unknown_paths_stay_unknown() {
         for method in ["POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "get"] {
-            assert_eq!(route(method, "/apis", false).expect_err(method).reason, Reason::MethodNotAllowed);
-            assert_eq!(route(method, "/nope", false).expect_err(method).reason, Reason::NotFound);
+            assert_eq!(route(method, "/apis", false, &[]).expect_err(method).reason, Reason::MethodNotAllowed);
+            assert_eq!(route(method, "/nope", false, &[]).expect_err(method).reason, Reason::NotFound);
         }
     }
 

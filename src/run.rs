@@ -2,7 +2,7 @@
 
 use crate::prelude::*;
 use crate::tls::{certified_key, server_config};
-use crate::{auth::Auth, certs::Keeper, connections::Connections, door::Door, handler::Handler, readings::Readings, server};
+use crate::{auth::Auth, certs::Keeper, definitions::Definitions, door::Door, handler::Handler, server, store::Store};
 use signal_hook::{consts, flag};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::{env, error, fs, process::ExitCode};
@@ -53,11 +53,10 @@ fn visible(c: char) -> String {
 /// Does `work` with a fresh directory for the inner sockets, which only this process may enter.
 fn with_sockets(parent: &Path, work: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
     let unique = RandomState::new().hash_one(std::process::id());
-    let directory = parent.join(format!("sysdig-metrics-adapter-{unique:016x}"));
-    let made = fs::DirBuilder::new().mode(0o700).create(&directory);
-    made.map_err(|error| format!("SOCKET_DIR: {}: {error}", directory.display()))?;
-    let done = work(&directory);
-    let _ = fs::remove_dir_all(&directory);
+    let own = parent.join(format!("sysdig-metrics-adapter-{unique:016x}"));
+    fs::DirBuilder::new().mode(0o700).create(&own).map_err(|error| format!("SOCKET_DIR: {}: {error}", own.display()))?;
+    let done = work(&own);
+    let _ = fs::remove_dir_all(&own);
     done
 }
 
@@ -69,20 +68,31 @@ fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), F
         flag::register(signal, ending.clone())?;
     }
     let (kube, sysdig) = (forever(Kube::new(config)), forever(sysdig));
-    let (auth, readings, serving) = (Auth::start(kube), Readings::new(config, kube, sysdig), serve_certificate(config, kube)?);
+    let (auth, serving, store) = (Auth::start(kube), serve_certificate(config, kube)?, Mutex::new(Store::new(config)));
     let places = capacity(&fs::read_to_string("/proc/self/limits").unwrap_or_default());
     let connections = Connections { places, ..Connections::default() };
     let trust = Trust { kube, current: Mutex::default(), asked: Mutex::default() };
-    let (external, resources) = (config.external, Mutex::default());
-    let handler = forever(Handler { auth, readings, trust, serving, connections, external, resources });
+    let (resources, definitions, news) = (Mutex::default(), Definitions::default(), Condvar::new());
+    let handler =
+        forever(Handler { auth, kube, sysdig, definitions, store, news, trust, serving, connections, config, resources });
     let Handler { trust, connections, .. } = handler;
-    handler.list(&[]);
+    handler.list(None);
 
     let (front_proxy, direct) = (sockets.join("front-proxy"), sockets.join("direct"));
     server::start(handler, [(true, &front_proxy), (false, &direct)])?;
-    server::crew("refresh", config.max_concurrent, || handler.readings.refresh())?;
+    server::crew("refresh", config.max_concurrent, || handler.refresh())?;
     if config.insecure_skip_verify {
         log::warn!("SDC_INSECURE_SKIP_VERIFY: whoever sits between the adapter and Sysdig gets the API token");
+    }
+    if let Some(file) = config.definitions.clone() {
+        let name = file.display().to_string();
+        follow([file], move |[content]| {
+            match handler.definitions.load(content) {
+                Ok(hash) => log::info!("CONFIG_FILE {name} is in force, hash {hash}"),
+                Err(mistake) => log::warn!("CONFIG_FILE {name} is not used: {mistake}"),
+            }
+            handler.list(None);
+        });
     }
     every([30, 1], || trust.refreshed(true).is_some());
     if let Err(error) = sysdig.check_configured() {
@@ -90,7 +100,7 @@ fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), F
     }
     // Discovery's list; nothing else depends on it.
     every([600, 30], move || {
-        let found = sysdig.catalogue().map(|metrics| handler.list(&metrics));
+        let found = sysdig.catalogue().map(|metrics| handler.list(Some(metrics)));
         let configured = found.as_ref().err().is_none_or(|error| error.reason != Reason::NotConfigured);
         configured && changes::noted("metric catalogue", found).is_ok()
     });
@@ -123,7 +133,7 @@ fn every([period, retry]: [u64; 2], work: impl FnMut() -> bool + Send + 'static)
 }
 
 /// Hands over what the files hold, now and whenever it changes; kubelet brings a change within a minute or two.
-fn follow(files: [PathBuf; 2], apply: impl Fn([Result<Vec<u8>, String>; 2]) + Send + 'static) {
+fn follow<const N: usize>(files: [PathBuf; N], apply: impl Fn([Result<Vec<u8>, String>; N]) + Send + 'static) {
     let mut known = None;
     let mut look = move || {
         let found = Some(files.each_ref().map(|file| fs::read(file).map_err(|error| error.to_string())));
@@ -148,7 +158,7 @@ fn serve_certificate(config: &'static Config, kube: &'static Kube) -> Result<Arc
             let pair = chain.and_then(|chain| certified_key(chain, key?));
             let pair = pair.map_err(|mistake| refusal!(NotConfigured, "{name} is not used: {mistake}"));
             if let Ok(pair) = changes::noted("serving certificate", pair) {
-                served.replace(pair);
+                *lock(&served.key) = Some(pair);
                 served.settled.store(true, Relaxed);
                 log::info!("serving certificate {name} is in use");
             }

@@ -21,8 +21,7 @@ pub(crate) fn start(handler: &'static Handler, sockets: [(bool, &Path); 2]) -> R
         let (queue, jobs) = sync_channel(QUEUE);
         let (jobs, next) = (forever(Mutex::new(jobs)), next.replace(queue));
         crew("slow", threads, move || {
-            let jobs = iter::from_fn(|| lock(jobs).recv().ok());
-            jobs.for_each(|asked| dispatch(handler, asked, wait, next.as_ref()));
+            iter::from_fn(|| lock(jobs).recv().ok()).for_each(|asked| dispatch(handler, asked, wait, next.as_ref()));
         })?;
     }
     for (front_proxy, path) in sockets {
@@ -77,10 +76,8 @@ fn respond(Asked { request, since, user, .. }: Asked, answer: Result<Response>) 
     let response = answer.unwrap_or_else(|error| error.response());
     let (method, target, status) = (request.method(), request.url(), response.status);
     log::debug!("{method} {target} by {user:?} in {:?}: {status} {reason}{why}", since.elapsed());
-    let answer = tiny_http::Response::from_data(response.body).with_status_code(response.status);
-    let answer = answer.with_chunked_threshold(usize::MAX);
-    let common = [("Content-Type", response.content_type), ("Cache-Control", "no-cache, private".to_owned())];
-    let headers = common.into_iter().chain(response.headers).flat_map(|(name, value)| Header::from_bytes(name, value));
-    let answer = headers.fold(answer, tiny_http::Response::with_header);
+    let answer = tiny_http::Response::from_data(response.body).with_status_code(status).with_chunked_threshold(usize::MAX);
+    let headers = response.headers.into_iter().chain([("Cache-Control", "no-cache, private".to_owned())]);
+    let answer = headers.flat_map(|(name, it)| Header::from_bytes(name, it)).fold(answer, tiny_http::Response::with_header);
     request.respond(answer).unwrap_or_else(|error| log::debug!("an answer could not be sent: {error}"));
 }

@@ -1,15 +1,14 @@
 //! What is asked for and what is known of it; when Sysdig is asked next, and for what. Neither waits nor does I/O.
 
 use crate::prelude::*;
-use crate::readings::Item;
+use crate::{definitions::Definition, random, readings::Item, sysdig::STEP};
 
 /// What nobody asks for any more is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(300);
 const MOST_ASKS: usize = 12_000;
 /// With more questions than this, those that were asked once make room.
 const MOST_QUESTIONS: usize = 1_000;
-/// Sysdig locks an account out for so long.
-/// Source: <https://docs.sysdig.com/en/docs/developer-tools/working-with-the-data-api/>.
+/// Sysdig locks an account out for so long. Source: <https://docs.sysdig.com/en/docs/developer-tools/working-with-the-data-api/>.
 const LOCKOUT: Duration = Duration::from_secs(15);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// As many failures in a row close the way to Sysdig; then one query at a time tries it.
@@ -21,6 +20,8 @@ const NAP: Duration = Duration::from_millis(500);
 pub(crate) struct Plan {
     pub(crate) question: Question,
     pub(crate) select: Select,
+    /// What is done with a value before it is served.
+    pub(crate) defined: &'static Definition,
 }
 
 pub(crate) type Job = (Question, Vec<Select>);
@@ -28,10 +29,7 @@ pub(crate) type Job = (Question, Vec<Select>);
 pub(crate) type Outcome = Result<Vec<Result<Vec<Item>>>>;
 
 pub(crate) struct Store {
-    interval: Duration,
-    most_queries: u64,
-    /// In seconds, for what is served.
-    max_age: u64,
+    config: Config,
     batches: BTreeMap<Question, Batch>,
     running: usize,
     failures: u32,
@@ -56,24 +54,24 @@ struct Ask {
     again: bool,
     waiting: bool,
     answered: Option<Instant>,
-    /// The last good values, and why there are none since then (Unix seconds).
+    /// The last good values, and why there are none, since and at the last attempt (Unix seconds).
     items: Vec<Item>,
-    error: Option<(Error, u64)>,
+    error: Option<(Error, u64, u64)>,
 }
 
 impl Store {
     pub(crate) fn new(config: &Config) -> Self {
-        let (interval, most_queries, max_age) = (config.refresh_interval, config.max_queries, config.max_age.as_secs());
-        Self { interval, most_queries, max_age, batches: BTreeMap::new(), running: 0, failures: 0, closed: None }
+        Self { config: config.clone(), batches: BTreeMap::new(), running: 0, failures: 0, closed: None }
     }
 
     /// What is known without asking Sysdig; None if it must be asked.
     pub(crate) fn known(&mut self, plan: &Plan, at: Instant, now: u64) -> Option<Result<Vec<Item>>> {
         let ask = self.batches.get_mut(&plan.question)?.asks.get_mut(&plan.select)?;
-        let fresh = at - ask.answered? < self.interval * 2 || (ask.again && !self.interval.is_zero());
+        let fresh =
+            at - ask.answered? < self.config.refresh_interval * 2 || (ask.again && !self.config.refresh_interval.is_zero());
         fresh.then(|| {
             (ask.last, ask.again) = (Some(at), true);
-            ask.outcome(plan, self.max_age, now)
+            ask.outcome(plan, self.config.max_age.as_secs(), now)
         })
     }
 
@@ -83,8 +81,7 @@ impl Store {
             self.forget(at, |ask| !ask.again);
         }
         ensure!(self.asks() < MOST_ASKS, Overloaded, "more metrics are asked for than the adapter keeps ({MOST_ASKS})");
-        let batch = self.batches.entry(plan.question.clone()).or_default();
-        let ask = batch.asks.entry(plan.select.clone()).or_default();
+        let ask = self.batches.entry(plan.question.clone()).or_default().asks.entry(plan.select.clone()).or_default();
         ask.again |= ask.last.is_some();
         (ask.last, ask.waiting) = (Some(at), true);
         Ok(ask.answered)
@@ -93,7 +90,7 @@ impl Store {
     /// What somebody waited for since there was an answer `before`.
     pub(crate) fn answer(&self, plan: &Plan, before: Option<Instant>, now: u64) -> Option<Result<Vec<Item>>> {
         let ask = self.batches.get(&plan.question)?.asks.get(&plan.select)?;
-        (ask.answered != before).then(|| ask.outcome(plan, self.max_age, now))
+        (ask.answered != before).then(|| ask.outcome(plan, self.config.max_age.as_secs(), now))
     }
 
     fn asks(&self) -> usize {
@@ -114,15 +111,12 @@ impl Store {
         if !pause.is_zero() || (self.failures >= FAILURES && self.running > 0) {
             return Err(pause.max(NAP));
         }
-        let wanted = |ask: &Ask| ask.waiting || (ask.again && !self.interval.is_zero());
+        let wanted = |ask: &Ask| ask.waiting || (ask.again && !self.config.refresh_interval.is_zero());
         let rank = |batch: &Batch| (!batch.asks.values().any(|ask| ask.waiting), batch.due);
         let idle = self.batches.iter_mut().filter(|(_, batch)| !batch.running && batch.asks.values().any(wanted));
         let Some((question, batch)) = idle.min_by_key(|(_, batch)| rank(batch)) else { return Err(NAP) };
-        if let (true, Some(due)) = rank(batch)
-            && due > at
-        {
-            return Err(NAP.min(due - at));
-        }
+        let early = batch.due.filter(|due| rank(batch).0 && *due > at);
+        early.map_or(Ok(()), |due| Err(NAP.min(due - at)))?;
         batch.running = true;
         self.running += 1;
         let selects = batch.asks.iter().filter(|(_, ask)| wanted(ask)).map(|(select, _)| select.clone());
@@ -137,7 +131,7 @@ impl Store {
         }
         // All share the budget, without the fifth that is left to first asks.
         let total: u64 = self.batches.values().map(|batch| batch.cost).sum();
-        let interval = self.interval.max(Duration::from_millis(75_000 * total / self.most_queries.max(1)));
+        let interval = self.config.refresh_interval.max(Duration::from_millis(75_000 * total / self.config.max_queries.max(1)));
         let Some(batch) = self.batches.get_mut(question) else { return };
         // What is everybody's is waited out for all at once, and over for all at once.
         let own = outcome.as_ref().is_err_and(|error| !error.reason.is_everybodys());
@@ -147,7 +141,7 @@ impl Store {
         let answers = outcome.unwrap_or_else(|error| vec![Err(error); selects.len()]);
         for (select, answer) in selects.iter().zip(answers) {
             if let Some(ask) = batch.asks.get_mut(select) {
-                ask.take(answer, self.interval.is_zero(), at, now);
+                ask.take(answer, self.config.refresh_interval.is_zero(), at, now);
             }
         }
         self.forget(at, |_| false);
@@ -159,7 +153,7 @@ impl Store {
         self.failures = if error.is_some() { self.failures + 1 } else { 0 };
         self.closed = error.and_then(|error| {
             let asked = error.retry_after.map_or(LOCKOUT, Duration::from_secs).min(LONGEST_PAUSE);
-            let backoff = self.interval * self.failures.saturating_sub(FAILURES - 1).min(3);
+            let backoff = self.config.refresh_interval * self.failures.saturating_sub(FAILURES - 1).min(3);
             let pause = if error.reason == Reason::BackendRateLimited { asked } else { backoff };
             let until = at + pause.mul_f64(1.0 + random() / 4.0);
             (!pause.is_zero()).then(|| (until, error.clone()))
@@ -184,27 +178,37 @@ impl Ask {
                 if forgetful || !error.reason.is_passing() {
                     self.items.clear();
                 }
-                let since = self.error.as_ref().map_or(now, |(_, since)| *since);
-                self.error = Some((error, since));
+                let since = self.error.as_ref().map_or(now, |(_, since, _)| *since);
+                self.error = Some((error, since, now));
             }
         }
     }
 
     /// The values that are not too old, or why there are none.
-    fn outcome(&self, Plan { question, select }: &Plan, max_age: u64, now: u64) -> Result<Vec<Item>> {
+    fn outcome(&self, Plan { question, select, defined }: &Plan, max_age: u64, now: u64) -> Result<Vec<Item>> {
         let age = |item: &Item| now.saturating_sub(item.2);
-        let good: Vec<Item> = self.items.iter().filter(|item| age(item) <= max_age).cloned().collect();
+        let (hold, zero) = defined.absence;
+        let max_age = if defined.max_age > 0 { defined.max_age } else { max_age };
+        // Of all objects that labels name, some may be gone.
+        let most = if select.name == "*" { max_age } else { max_age.max(hold) };
+        let silent = |last: &u64| zero && select.name != "*" && now.saturating_sub(*last) + STEP <= max_age;
+        let shown = |it: &Item| (it.0.clone(), it.1.scaled(defined.divide_by, defined.decimals), it.2);
+        let good: Vec<Item> = self.items.iter().filter(|item| age(item) <= most).map(shown).collect();
         match (&self.error, self.items.iter().map(age).min()) {
             _ if !good.is_empty() => Ok(good),
-            (Some((error, since)), Some(age)) => {
+            (Some((Error { reason: Reason::NoData, .. }, _, last)), _) if silent(last) => {
+                Ok(vec![(select.name.clone(), Quantity::ZERO, last.saturating_sub(STEP))])
+            }
+            (Some((error, since, _)), Some(age)) => {
                 let (message, since) = (&error.message, rfc3339(*since));
                 Err(Error::new(error.reason, format!("{message} (since {since}; the last value is {age} s old)")))
             }
-            (Some((error, _)), None) => Err(error.clone()),
+            (Some((error, ..)), None) => Err(error.clone()),
             (None, age) => {
                 let object = named(select.resource, &select.namespace, &select.name);
                 let (metric, age) = (&question.metric, age.unwrap_or_default());
-                let bound = format!("over MAX_AGE ({max_age} s)");
+                let name = if defined.max_age > 0 { "maxAge of its definition" } else { "MAX_AGE" };
+                let bound = format!("over {name} ({most} s)");
                 Err(refusal!(TooOld, "the newest sample of {metric} for {object} is {age} s old, {bound}"))
             }
         }
@@ -231,7 +235,7 @@ mod tests {
         let (metric, tuning, legacy, labels) = (metric.to_owned(), Tuning::DEFAULT, false, Vec::new());
         let question = Question { metric, tuning, resource, legacy, labels };
         let [namespace, name, labels] = ["default", name, ""].map(str::to_owned);
-        Plan { question, select: Select { resource, namespace, name, labels } }
+        Plan { question, select: Select { resource, namespace, name, labels }, defined: forever(Definition::default()) }
     }
 
     fn good(end: u64) -> Outcome {
@@ -415,5 +419,54 @@ mod tests {
             let room = store.want(&plan("b", "kuard"), at);
             assert_eq!(room.map_err(|error| error.reason), if answered { Ok(None) } else { Err(Reason::Overloaded) });
         }
+    }
+
+    /// What is served at `now` for a definition with this age and absence, after `kuard` had a 0.001 with samples up to
+    /// `NOW` and `error` at `failed`.
+    fn served(definition: Definition, error: Reason, failed: u64, now: u64) -> Result<Vec<(String, u64)>, Reason> {
+        let (mut ask, at) = (Ask::default(), Instant::now());
+        let value = Quantity::parse("0.001").unwrap();
+        ask.take(Ok(vec![("kuard".to_owned(), value, NOW)]), false, at, NOW);
+        ask.take(Err(Error::new(error, "it fails".to_owned())), false, at, failed);
+        let plan = Plan { defined: forever(definition), ..plan("m", "kuard") };
+        let items = ask.outcome(&plan, 120, now).map_err(|error| error.reason)?;
+        Ok(items.into_iter().map(|(_, value, end)| (value.to_string(), end)).collect())
+    }
+
+    #[test]
+    fn what_is_served_for_silence_is_what_the_definition_says() {
+        let silence = |absence| Definition { absence, ..Definition::default() };
+        let (last, zero) = (Ok(vec![("1m".to_owned(), NOW)]), |end| Ok(vec![("0".to_owned(), end)]));
+        let no_data = Reason::NoData;
+        let table = [
+            (silence((0, false)), no_data, 120, last.clone()),
+            (silence((0, false)), no_data, 121, Err(no_data)),
+            (silence((600, false)), no_data, 600, last.clone()),
+            (silence((600, false)), no_data, 601, Err(no_data)),
+            (silence((600, false)), Reason::BackendError, 600, last.clone()),
+            (silence((600, false)), Reason::ObjectNotFound, 121, Err(Reason::ObjectNotFound)),
+            (silence((0, true)), no_data, 120, last),
+            (silence((0, true)), no_data, 200, zero(NOW + 190)),
+            (silence((0, true)), Reason::PartlySeen, 200, Err(Reason::PartlySeen)),
+            (silence((0, true)), Reason::MetricNotCollected, 200, Err(Reason::MetricNotCollected)),
+            (silence((0, true)), Reason::BackendError, 200, Err(Reason::BackendError)),
+            (Definition { max_age: 60, ..Definition::default() }, no_data, 61, Err(no_data)),
+        ];
+        for (definition, error, after, expected) in table {
+            let what = format!("{definition:?} {error:?} {after}");
+            assert_eq!(served(definition, error, NOW + after, NOW + after), expected, "{what}");
+        }
+        // An answer that is old stands in like none, and of many objects some may be gone.
+        let held = |name: &str, now: u64| {
+            let (mut ask, value) = (Ask::default(), Quantity::parse("0.001").unwrap());
+            ask.take(Ok(vec![("kuard".to_owned(), value, NOW)]), false, Instant::now(), now);
+            let plan = Plan { defined: forever(silence((600, false))), ..plan("m", name) };
+            ask.outcome(&plan, 120, now).map(|items| items.len()).map_err(|error| error.reason)
+        };
+        assert_eq!([held("kuard", NOW + 600), held("*", NOW + 120)], [Ok(1), Ok(1)]);
+        assert_eq!([held("kuard", NOW + 601), held("*", NOW + 121)], [Err(Reason::TooOld), Err(Reason::TooOld)]);
+        // A zero is as old as the silence that was seen last.
+        assert_eq!(served(silence((0, true)), no_data, NOW + 200, NOW + 310), zero(NOW + 190));
+        assert_eq!(served(silence((0, true)), no_data, NOW + 200, NOW + 311), Err(no_data));
     }
 }

@@ -22,13 +22,14 @@ thread_local! {
     /// How many queries this thread has sent.
     pub(crate) static QUERIES: Cell<u64> = const { Cell::new(0) };
 }
+pub(crate) const OTHER_OBJECT: &str = "it is about another object than asked for";
 /// How much of an answer the log shows.
 const LOGGED: usize = 4096;
 
 /// What is asked of any number of objects at once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Question {
-    /// Sysdig's id, or a name in PromQL.
+    /// Sysdig's id, a name in PromQL, or a definition's template.
     pub metric: String,
     pub tuning: Tuning,
     /// Of the objects that a row is about.
@@ -45,10 +46,10 @@ impl Question {
         *self.resource == Resource::NODES
     }
 
-    /// Sysdig's labels that tell objects apart: the namespace, if they lie in one, and the name.
+    /// Sysdig's labels that tell objects apart, each if there is one: the namespace, and the name.
     pub(crate) fn object_labels(&self) -> [Option<&'static str>; 2] {
         let name = if self.legacy { "kubernetes.workload.name" } else { self.resource.label };
-        [self.resource.is_namespaced().then_some(Resource::NAMESPACES.label), Some(name)]
+        [self.resource.is_namespaced().then_some(Resource::NAMESPACES.label), Some(name).filter(|it| !it.is_empty())]
     }
 }
 
@@ -122,8 +123,10 @@ impl Sysdig {
         self.token().and_then(|_| self.cluster()).map(|_| ())
     }
 
+    /// A template is PromQL whatever is chosen for the rest.
     pub fn speaks_promql(&self, metric: &str) -> bool {
-        self.config.backend == "promql" || (self.config.backend == "auto" && !metric.contains('.'))
+        let auto = self.config.backend == "auto" && !metric.contains('.');
+        auto || self.config.backend == "promql" || metric.contains('{')
     }
 
     /// A row for each object that Sysdig knows. Errors: Sysdig failed, or its answer is not about what was asked.
@@ -131,10 +134,9 @@ impl Sysdig {
         let ask = if self.speaks_promql(&question.metric) { promql::rows } else { data::rows };
         let rows = ask(self, question, scope, window_end(now))?;
         let ahead = rows.values().map(|row| row.end.saturating_sub(now)).max().unwrap_or_default();
-        if ahead > AHEAD {
-            return Err(invalid_answer(&format!("it is {ahead} s ahead of this node's clock: check the node's time")));
-        }
-        if rows.keys().all(|object| scope.holds(object)) { Ok(rows) } else { Err(other_object()) }
+        let early = || invalid_answer(&format!("it is {ahead} s ahead of this node's clock: check the node's time"));
+        (ahead <= AHEAD).then_some(()).ok_or_else(early)?;
+        if rows.keys().all(|object| scope.holds(object)) { Ok(rows) } else { Err(invalid_answer(OTHER_OBJECT)) }
     }
 
     /// How many pods of each object Sysdig saw in the window. Errors: Sysdig failed.
@@ -178,21 +180,10 @@ impl Sysdig {
         let token = self.token()?;
         self.count_query(unix_now())?;
         log::debug!("Sysdig is asked: {path} {}", body.as_ref().map_or("", |(_, body)| body));
-        let answer = self.exchange(&token, path, body)?;
-        let shown = String::from_utf8_lossy(answer.get(..LOGGED).unwrap_or(&answer));
-        log::debug!("Sysdig answers: {}", shown.replace(token.expose(), "(hidden)"));
-        serde_json::from_slice(&answer).map_err(|error| {
-            let (line, column) = (error.line(), error.column());
-            invalid_answer(&format!("it is not the JSON expected (line {line}, column {column})"))
-        })
-    }
-
-    fn exchange(&self, token: &Secret, path: &str, body: Option<(&str, String)>) -> Result<Vec<u8>, Error> {
-        let url = format!("{}{path}", self.config.endpoint);
-        let method = if body.is_some() { Method::POST } else { Method::GET };
+        let (url, method) = (format!("{}{path}", self.config.endpoint), if body.is_some() { Method::POST } else { Method::GET });
         let (kind, body) = body.unwrap_or((JSON, String::new()));
-        let sent = exchange(&self.agent, method, &url, token, [JSON, kind], body);
-        let (status, headers, body) = sent.map_err(|error| self.unreachable(&error))?;
+        let sent = exchange(&self.agent, method, &url, &token, [JSON, kind], body);
+        let (status, headers, answer) = sent.map_err(|error| self.unreachable(&error))?;
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         if let Some(theirs) = header("Date").and_then(second_of_day) {
             let (ours, half) = ((unix_now() % 86_400).cast_signed(), 43_200);
@@ -202,22 +193,27 @@ impl Sysdig {
         }
         if status != 200 {
             let retry_after = header("Retry-After").and_then(|text| text.parse().ok());
-            return Err(Error { retry_after, ..self.refused(status, &body.unwrap_or_default(), token) });
+            return Err(Error { retry_after, ..self.refused(status, &answer.unwrap_or_default(), &token) });
         }
-        body.map_err(|error| match error {
+        let answer = answer.map_err(|error| match error {
             ureq::Error::Timeout(_) => self.unreachable(&error),
             other => invalid_answer(&format!("it ends early or cannot be read: {}", explain(&other))),
+        })?;
+        let shown = String::from_utf8_lossy(answer.get(..LOGGED).unwrap_or(&answer));
+        log::debug!("Sysdig answers: {}", shown.replace(token.expose(), "(hidden)"));
+        serde_json::from_slice(&answer).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            invalid_answer(&format!("it is not the JSON expected (line {line}, column {column})"))
         })
     }
 
     fn token(&self) -> Result<Secret, Error> {
-        let found = match &self.config.token_file {
-            None => self.config.token.clone().ok_or_else(|| "there is no Sysdig API token".to_owned()),
-            Some(path) => match fs::read_to_string(path).map(|text| Secret::new(text.trim())) {
-                Ok(found) => found.ok_or_else(|| format!("{} holds no API token", path.display())),
-                Err(error) => Err(format!("the Sysdig API token cannot be read, {}: {error}", path.display())),
-            },
+        let given = || self.config.token.clone().ok_or_else(|| "there is no Sysdig API token".to_owned());
+        let read = |path: &PathBuf| match fs::read_to_string(path) {
+            Ok(text) => Secret::new(text.trim()).ok_or_else(|| format!("{} holds no API token", path.display())),
+            Err(error) => Err(format!("the Sysdig API token cannot be read, {}: {error}", path.display())),
         };
+        let found = self.config.token_file.as_ref().map_or_else(given, read);
         let create = "kubectl create secret generic --from-literal access-key=TOKEN -n custom-metrics sysdig-api";
         let place = "the token is in Sysdig Monitor under Settings, User Profile";
         found.map_err(|why| refusal!(NotConfigured, "{why}: {create} ({place})"))
@@ -261,10 +257,6 @@ fn window_end(now: u64) -> u64 {
 
 pub(crate) fn invalid_answer(why: &str) -> Error {
     refusal!(BackendInvalidAnswer, "Sysdig's answer cannot be used: {why}")
-}
-
-pub(crate) fn other_object() -> Error {
-    invalid_answer("it is about another object than asked for")
 }
 
 /// What a server says about an error, in whichever form.

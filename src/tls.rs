@@ -15,8 +15,7 @@ const LARGEST_ANSWER: u64 = 8 * 1024 * 1024;
 
 /// SHA-256, for what must not be kept or guessed.
 pub fn sha256(text: &str) -> [u8; 32] {
-    let suite = ring::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13();
-    let hash = suite.map(|suite| suite.common.hash_provider.hash(text.as_bytes()));
+    let hash = ring::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13().map(|it| it.common.hash_provider.hash(text.as_bytes()));
     hash.and_then(|hash| hash.as_ref().try_into().ok()).unwrap_or_default()
 }
 
@@ -62,15 +61,9 @@ pub fn decode_base64(text: &str) -> Option<Vec<u8>> {
 
 #[derive(Debug, Default)]
 pub struct Serving {
-    key: Mutex<Option<Arc<CertifiedKey>>>,
+    pub key: Mutex<Option<Arc<CertifiedKey>>>,
     /// Whether it is one that can be served for long: from then on the adapter counts as ready.
     pub settled: AtomicBool,
-}
-
-impl Serving {
-    pub fn replace(&self, key: Arc<CertifiedKey>) {
-        *lock(&self.key) = Some(key);
-    }
 }
 
 impl ResolvesServerCert for Serving {
@@ -82,8 +75,7 @@ impl ResolvesServerCert for Serving {
 /// A certificate chain and its key out of PEM text. Errors: Says which of the two is wrong, and how.
 pub fn certified_key(chain: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Result<Arc<CertifiedKey>, String> {
     let chain = certificates(chain).map_err(|mistake| format!("the certificate file holds {mistake}"))?;
-    let key = PrivateKeyDer::from_pem_slice(key.as_ref());
-    let key = key.map_err(|error| format!("the key file holds no PEM key: {error}"))?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_ref()).map_err(|error| format!("the key file holds no PEM key: {error}"))?;
     let pair = CertifiedKey::from_der(chain, key, &ring::default_provider());
     pair.map(Arc::new).map_err(|error| format!("certificate and key do not fit: {error}"))
 }
@@ -216,7 +208,7 @@ mod tests {
         let serving = Serving::default();
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = pem("PRIVATE KEY", &made.signing_key.serialize_der());
-        serving.replace(certified_key(pem("CERTIFICATE", made.cert.der()).as_bytes(), key.as_bytes()).unwrap());
+        *lock(&serving.key) = certified_key(pem("CERTIFICATE", made.cert.der()).as_bytes(), key.as_bytes()).ok();
         assert!(!serving.settled.load(Relaxed), "whoever looks after it says when it is");
         assert!(server_config(Arc::new(serving), true).is_ok());
     }

@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
+use sysdig_metrics_adapter::definitions::parse;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -66,6 +69,80 @@ fn the_reasons_are_those_of_the_source_in_its_order() {
     let expected = reasons_in_the_source();
     assert!(expected.len() > 20, "{expected:?}");
     assert_eq!(documented, expected);
+}
+
+/// The fields of a struct as they are spelt in a file.
+fn fields_in_the_source(file: &str, name: &str) -> Vec<String> {
+    let source = read(file);
+    let start = format!("\npub struct {name} {{\n");
+    let fields = source.split_once(&start).expect("the struct").1.split_once("\n}").expect("its end").0;
+    let (mut names, mut skipped) = (Vec::new(), false);
+    for line in fields.lines().map(str::trim).filter(|line| !line.starts_with("//")) {
+        if let Some((name, _)) = line.strip_prefix("pub ").and_then(|line| line.split_once(": ")) {
+            names.extend((!skipped).then(|| camel_case(name)));
+        }
+        skipped = line == "#[serde(skip)]";
+    }
+    names
+}
+
+fn camel_case(name: &str) -> String {
+    let mut words = name.split('_');
+    let first = words.next().unwrap_or_default().to_owned();
+    words.fold(first, |all, word| format!("{all}{}{}", word[..1].to_ascii_uppercase(), &word[1..]))
+}
+
+/// The structs that `CONFIG_FILE` is read into: where they are, and what the documents call them.
+const DEFINED: [(&str, &str, &str, &str); 2] =
+    [("src/definitions.rs", "Definition", "metric", "Fields"), ("src/route.rs", "Resource", "resource", "Custom resources")];
+
+#[test]
+fn the_schema_has_the_fields_that_the_source_reads() {
+    let schema: Value = serde_json::from_str(&read("docs/definitions.schema.json")).unwrap();
+    let described = |object: &Value| -> BTreeSet<String> {
+        assert_eq!(object["additionalProperties"], json!(false), "an unknown field is a mistake for both");
+        object["properties"].as_object().unwrap().keys().cloned().collect()
+    };
+    assert_eq!(described(&schema), fields_in_the_source("src/definitions.rs", "File").into_iter().collect());
+    for (file, name, definition, _) in DEFINED {
+        let fields = fields_in_the_source(file, name);
+        assert!(fields.len() > 3, "{fields:?}");
+        let object = &schema["$defs"][definition];
+        assert_eq!(described(object), fields.into_iter().collect());
+        // What the schema requires, the source does not do without.
+        for field in object["required"].as_array().unwrap() {
+            let mut least = json!({});
+            for other in object["required"].as_array().unwrap().iter().filter(|other| *other != field) {
+                least[other.as_str().unwrap()] = json!(if other == "apiVersion" { "g/v1" } else { "m" });
+            }
+            let mistake = parse(json!({ (format!("{definition}s")): [least] }).to_string().as_bytes()).unwrap_err();
+            assert!(mistake.starts_with(&format!("missing field `{}`", field.as_str().unwrap())), "{mistake}");
+        }
+    }
+}
+
+#[test]
+fn the_tables_of_fields_are_those_of_the_source_in_its_order() {
+    let document = read("docs/definitions.md");
+    for (file, name, _, heading) in DEFINED {
+        let start = format!("\n## {heading}\n");
+        let table = document.split_once(&start).expect("the table").1.split("\n## ").next().unwrap_or_default();
+        let rows = table.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));
+        assert_eq!(rows.collect::<Vec<_>>(), fields_in_the_source(file, name));
+    }
+}
+
+#[test]
+fn every_example_of_definitions_is_accepted() {
+    let document = read("docs/definitions.md");
+    let mut examples: Vec<&str> = document.split("\n```json\n").skip(1).filter_map(|it| it.split("\n```").next()).collect();
+    assert!(examples.len() > 4, "{}", examples.len());
+    let component = read("manifests/components/definitions/definitions.json");
+    examples.push(&component);
+    for example in examples {
+        let defined = parse(example.as_bytes()).unwrap_or_else(|mistake| panic!("{mistake}\n{example}"));
+        assert!(!defined.metrics.is_empty(), "{example}");
+    }
 }
 
 #[test]
@@ -131,7 +208,6 @@ const COMMANDS: &[(&str, How)] = &[
     ("kubectl get pods", LOOKS),
     ("kubectl logs ", LOOKS),
     ("kubectl describe pod", LOOKS),
-    ("kubectl top pods", LOOKS),
     ("kubectl set env deployment/", How::Not("it replaces pods, of which a control plane without nodes has none")),
     ("kubectl api-versions", How::Run(PLANE, "\"api-versions\"")),
     ("kubectl apply -f manifests/", How::Run(PLANE, "\"apply\", \"-f\"")),
@@ -156,7 +232,7 @@ const COMMANDS: &[(&str, How)] = &[
     ("kubectl delete clusterrolebinding try-it", How::Not("it takes back what the reader made")),
 ];
 
-/// What a reader would run: behind a prompt, within a sentence or a table, or as the command of an alert.
+/// What a reader would run: behind a prompt, within a sentence or a table.
 fn commands(document: &str) -> impl Iterator<Item = &str> {
     let prompted = document.lines().filter_map(|line| line.strip_prefix("$ "));
     let prose = document.split("```").step_by(2).flat_map(|prose| prose.split('`').skip(1).step_by(2));
@@ -164,15 +240,13 @@ fn commands(document: &str) -> impl Iterator<Item = &str> {
     // Two words name a command and do not say what it shall do.
     let whole =
         move |it: &&str| programs.iter().any(|name| it.starts_with(name)) && (it.split(' ').count() > 2 || it.contains('/'));
-    let alerts = document.lines().filter_map(|line| line.trim().strip_prefix("command: "));
-    let alerts = alerts.flat_map(|line| line.trim_matches('\'').split("; "));
-    prompted.chain(prose.filter(whole)).chain(alerts)
+    prompted.chain(prose.filter(whole))
 }
 
 #[test]
 fn every_command_is_run_by_a_test_or_says_why_not() {
     let mut used = BTreeSet::new();
-    for path in documents().into_iter().chain([root().join("docs/alerts.yaml")]) {
+    for path in documents() {
         let document = fs::read_to_string(&path).unwrap();
         for command in commands(&document) {
             let found = COMMANDS.iter().position(|(start, _)| command.starts_with(start));

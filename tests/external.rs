@@ -200,6 +200,27 @@ fn no_selector_leaves_the_namespace_or_the_cluster() {
 }
 
 #[test]
+fn a_definition_may_have_the_scope_of_the_cluster() {
+    let stage = stage();
+    let sum = "sysdig/group-aggregation=sum";
+    let metrics = json!({ "metrics": [
+        { "name": "requests_of_all", "metric": METRIC, "scope": "cluster", "selector": sum, "divideBy": 10 },
+        { "name": "requests_here", "metric": METRIC, "selector": sum },
+    ] });
+    let file = stage.dir.write("metrics.json", metrics.to_string()).display().to_string();
+    let setup = start(stage, &[("CONFIG_FILE", file)]);
+    for namespace in ["default", "elsewhere"] {
+        let path = format!("{API}/namespaces/{namespace}/requests_of_all");
+        assert_eq!(item(&setup.read(&path))["value"], "228", "180 and 2100, and nothing of another cluster");
+    }
+    assert_eq!(item(&setup.read(&format!("{BASE}/requests_here")))["value"], "180");
+    let filters: Vec<String> = setup.sysdig.queries().iter().map(|it| it["filter"].as_str().unwrap().to_owned()).collect();
+    assert!(filters.contains(&format!("kubernetes.cluster.name = '{CLUSTER}'")), "{filters:#?}");
+    let list = setup.read(API).text();
+    assert!(list.contains("\"requests_of_all\"") && list.contains("\"requests_here\""), "{list}");
+}
+
+#[test]
 fn in_promql_a_metric_of_several_series_is_refused_with_what_tells_them_apart() {
     if let Some(why) = missing() {
         let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{why}\n"));

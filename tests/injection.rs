@@ -1,4 +1,4 @@
-//! Hostile values in names, labels and selectors never widen what Sysdig is asked, in either language:
+//! Hostile values in names, labels, selectors and definitions never widen what Sysdig is asked, in either language:
 //! they are refused, or stand as one whole string in a query that is otherwise that for a harmless value.
 
 mod support;
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use support::http::{HttpServer, Reply, lock};
 use support::{Setup, Stage, TOKEN};
 use sysdig_metrics_adapter::config::Config;
+use sysdig_metrics_adapter::definitions::parse;
 use sysdig_metrics_adapter::error::Reason;
 use sysdig_metrics_adapter::route::Resource;
 use sysdig_metrics_adapter::selector::{Operator, Requirement, Tuning};
@@ -207,8 +208,10 @@ fn asked(recorder: &Recorder, metric: &str, place: &str, value: &str) -> Option<
 
 #[test]
 fn in_promql_a_value_is_one_string_for_itself_in_the_query_for_a_harmless_one() {
-    let (recorder, mut sent) = (Recorder::start(), 0);
-    for metric in ["queue_depth", "sysdig_container_net_http_request_count"] {
+    let recorder = Recorder::start();
+    let template = "sum by ($by) (rate(a_total{$matchers,c=\"d\"}[$window])) / sum by ($by) (rate(b{$matchers}[$window]))";
+    let mut sent = 0;
+    for metric in ["queue_depth", "sysdig_container_net_http_request_count", template] {
         for place in PLACES {
             let harmless = asked(&recorder, metric, place, HARMLESS).expect(HARMLESS);
             let first = &harmless[0];
@@ -272,6 +275,79 @@ fn in_the_data_api_a_value_is_one_string_for_itself_or_is_refused() {
         }
     }
     assert!(sent + refused >= PLACES.len() * LEAST && refused > LEAST, "{sent} {refused}");
+}
+
+#[test]
+fn no_definition_reads_anything_outside_of_its_scope() {
+    let recorder = Recorder::start();
+    let harmless = "sum by ($by) (rate(a{$matchers}[$window]))";
+    let places = [
+        "sum by ($by) (rate(a{$matchers,x=\"H\"}[$window]))",
+        "sum by ($by) (rate(a{$matchersH}[$window]))",
+        "sum by ($by) (rate(a{$matchers,H}[$window]))",
+        "sum by ($by) (rate(a{H,$matchers}[$window]))",
+        "sum by ($by) (rate(a{$matchers}[$window]H))",
+        "sum by ($by) (rate(a{$matchers}[$window])H)",
+        "sum by ($by) (rate(aH{$matchers}[$window]))",
+        "sum by (H, $by) (rate(a{$matchers}[$window]))",
+        "H sum by ($by) (rate(a{$matchers}[$window]))",
+        "sum by ($by) (rate(a{$matchers}[$window])) H",
+        "sum by ($by) (rate(a{$matchers}[$window])) or H",
+        "sum by ($by) (rate(a{$matchers}[$window])) or (H)",
+    ];
+    let selects = [" up", " or up", " or (up)", " + b[5m]", " or up{}", "b{x=\"y\"}", "{__name__=~\".+\"}", " @ 0", "offset 1d"];
+    let values: BTreeSet<String> = hostile().into_iter().chain(selects.map(str::to_owned)).collect();
+    let (mut accepted, mut refused) = (0, 0);
+    for (value, place) in values.iter().flat_map(|value| places.iter().map(move |place| (value, place))) {
+        let template = place.replace('H', value);
+        let file = |metric: &str, selector: &str| {
+            json!({ "metrics": [{ "name": "m", "metric": metric, "selector": selector }] }).to_string()
+        };
+        assert!(
+            parse(file(value, "").as_bytes()).is_err() || value.chars().all(|c| c.is_ascii_alphanumeric() || "_.:-".contains(c))
+        );
+        let Ok(file) = parse(file(&template, "").as_bytes()) else {
+            refused += 1;
+            continue;
+        };
+        accepted += 1;
+        let queries = asked(&recorder, &file.metrics[0].metric, "name", "web-0").expect(&template);
+        let expected = asked(&recorder, harmless, "name", "web-0").expect(harmless);
+        // Beside what the harmless template has, there are operators, numbers and labels in lists, and nothing is selected.
+        let (query, expected) = (strings(&queries[0]).0, strings(&expected[0]).0);
+        assert_eq!(selected(&query), selected(&expected), "{template:?}: {query}");
+        assert!(!query.contains(['@', '#', '`', '$', '\n']), "{template:?}: {query}");
+    }
+    assert!(refused > LEAST && accepted > 0, "{accepted} accepted, {refused} refused");
+}
+
+/// Of a query without the contents of its strings: what stands between braces and after, up to the scope, and each word
+/// that begins neither a call nor a group nor stands in a list, which is a metric.
+fn selected(query: &str) -> (Vec<String>, BTreeSet<String>) {
+    let scope = r#"kube_cluster_name=~"",kube_namespace_name=~"",kube_pod_name=~"""#;
+    let selections = query.split('{').skip(1).map(|part| {
+        let (inside, after) = part.split_once('}').unwrap_or_else(|| panic!("{query}"));
+        assert!(inside.starts_with(scope) && !inside.contains(['(', ')', '[', ' ']), "{query}");
+        let range = after.split_once(']').map(|(range, _)| range).filter(|_| after.starts_with('[')).unwrap_or_default();
+        range.to_owned()
+    });
+    let word = |c: char| c.is_ascii_alphanumeric() || "_:".contains(c);
+    let plain: String =
+        query.split('{').map(|part| part.split_once('}').map_or(part, |(_, after)| after)).collect::<Vec<_>>().join("{");
+    let (mut bare, mut rest) = (BTreeSet::new(), plain.as_str());
+    while let Some(start) = rest.find(word) {
+        let from = rest.split_at(start).1;
+        let (name, after) = from.split_at(from.find(|c| !word(c)).unwrap_or(from.len()));
+        let next = after.trim_start();
+        let grouped = next.starts_with("by (");
+        let listed = after.split_once(')').is_some_and(|(list, _)| list.chars().all(|c| word(c) || ", ".contains(c)));
+        let number = name.starts_with(|c: char| c.is_ascii_digit());
+        if !(next.starts_with('(') || next.starts_with('{') || grouped || listed || number) {
+            bare.insert(name.to_owned());
+        }
+        rest = after;
+    }
+    (selections.collect(), bare)
 }
 
 fn encoded(text: &str) -> String {

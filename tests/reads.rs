@@ -70,6 +70,7 @@ fn every_kind_of_object_is_read_by_name_in_both_versions() {
         ("pods/kuard-0", "Pod", "v1", "kuard-0", "50"),
         ("services/kuard", "Service", "v1", "kuard", "50"),
         ("deployments.apps/kuard", "Deployment", "apps/v1", "kuard", "50"),
+        ("deployments.extensions/kuard", "Deployment", "extensions/v1beta1", "kuard", "50"),
         ("deployments/kuard", "Deployment", "apps/v1", "kuard", "50"),
         ("replicasets.apps/kuard-5d9c", "ReplicaSet", "apps/v1", "kuard-5d9c", "50"),
         ("statefulsets.apps/db", "StatefulSet", "apps/v1", "db", "7"),

@@ -8,7 +8,7 @@ use sysdig_metrics_adapter::selector::settle;
 fuzz_target!(|text: &str| {
     let (method, target) = text.split_once(' ').unwrap_or(("GET", text));
     for external in [false, true] {
-        match route(method, target, external) {
+        match route(method, target, external, &[]) {
             Ok(Route::Read(read)) => {
                 assert_eq!(method, "GET");
                 assert!(APIS.contains(&read.api) && (external || read.api.0 != EXTERNAL));

@@ -18,6 +18,7 @@ use sysdig_metrics_adapter::selector::Tuning;
 use sysdig_metrics_adapter::sysdig::{Object, Question, Row, Scope, Sysdig};
 
 const NOW: u64 = 1_800_000_000;
+const TEMPLATE: &str = "sum by (le, $by) (rate(queue_depth{$matchers}[$window]))";
 
 type Answer = Arc<Mutex<(u16, Vec<u8>)>>;
 
@@ -72,7 +73,12 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
     }
-    for promql in [question("queue_depth", "sum"), question("queue_depth", ""), question("orders_total", "avg")] {
+    for promql in [
+        question("queue_depth", "sum"),
+        question("queue_depth", ""),
+        question("orders_total", "avg"),
+        question(TEMPLATE, ""),
+    ] {
         let rows = sysdig.rows(&promql, &scope, NOW);
         readable(&rows);
         for (object, Row { end, value, .. }) in rows.unwrap_or_default() {
