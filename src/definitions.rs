@@ -22,11 +22,9 @@ texts! {
     metric: String = |it| if is_metric_id(it) { Some(it.to_owned()) } else { template(it) },
         "an id, or PromQL that groups by (…, $by) and has all of its samples from name{$matchers…}[$window]";
     selector: Vec<Requirement> = |it| selector::parse(it).ok(), "a selector as an HPA's, settings included";
-    scope: Option<&'static Resource> = |it| match it {
-        "namespace" => Some(Some(&Resource::NAMESPACES)),
-        "cluster" => Some(Some(&Resource::CLUSTER)),
-        _ => (it == "workload").then_some(None),
-    }, "workload, namespace or cluster";
+    scope: Option<&'static Resource> = |it|
+        [("workload", None), ("namespace", Some(&Resource::NAMESPACES)), ("cluster", Some(&Resource::CLUSTER))]
+            .into_iter().find(|(name, _)| *name == it).map(|(_, scope)| scope), "workload, namespace or cluster";
     absence: (u64, bool) = |it| match it.strip_prefix("hold ") {
         Some(time) => Some((seconds(time)?, false)),
         None => ["error", "zero"].contains(&it).then_some((0, it == "zero")),
@@ -102,7 +100,7 @@ impl Definitions {
 pub fn parse(bytes: &[u8]) -> Result<File, String> {
     let file: File = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let mut taken: BTreeSet<String> = promql::OWN.split_whitespace().map(str::to_owned).collect();
-    taken.extend(Resource::all().map(Resource::qualified));
+    taken.extend(Resource::KNOWN.map(Resource::qualified));
     let names = file.resources.iter().map(Resource::qualified).chain(file.metrics.iter().map(|it| it.name.clone()));
     let twice = names.into_iter().find(|name| !taken.insert(name.clone()));
     let hash = etag(bytes).replace('"', "");
@@ -270,6 +268,7 @@ mod tests {
         let deployments = json!({ "plural": "deployments", "apiVersion": "apps/v2" });
         assert!(resource(&deployments).unwrap_err().contains("\"deployments.apps\" is the name of something else"));
         assert!(resource(&json!({ "plural": "pods", "apiVersion": "v1" })).is_err());
+        assert!(resource(&json!({ "plural": "deployments", "apiVersion": "extensions/v1beta1" })).is_err());
         assert!(resource(&json!({ "plural": "pods" })).is_ok(), "pods of another group are no pods");
     }
 

@@ -152,8 +152,8 @@ impl Peer<'_> {
     /// The configuration under which this peer speaks for users, if it does; with `wait` a new one in a rotation, too.
     fn judge(&mut self, trust: &Trust, wait: Option<bool>) -> Option<Arc<RequestHeader>> {
         self.tls.conn.peer_certificates()?;
-        let current = lock(&trust.current).clone().filter(|config| self.accepts(config));
-        current.or_else(|| trust.refreshed(wait?).filter(|config| self.accepts(config)))
+        let current = lock(&trust.current).clone();
+        current.filter(|it| self.accepts(it)).or_else(|| trust.refreshed(wait?).filter(|it| self.accepts(it)))
     }
 
     fn accepts(&mut self, config: &Arc<RequestHeader>) -> bool {

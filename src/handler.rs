@@ -42,8 +42,8 @@ pub(crate) struct Handler {
     pub(crate) serving: Arc<Serving>,
     pub(crate) connections: Connections,
     pub(crate) config: &'static Config,
-    /// The names of Sysdig's metrics, and the lists of [`APIS`].
-    pub(crate) resources: Mutex<(Vec<String>, BTreeMap<route::Api, String>)>,
+    /// The names of Sysdig's metrics, and the lists of [`APIS`], which are not locked while they are made.
+    pub(crate) resources: (Mutex<Vec<String>>, Mutex<BTreeMap<route::Api, String>>),
 }
 
 impl Asked {
@@ -55,9 +55,10 @@ impl Asked {
 impl Handler {
     /// Takes over the names of Sysdig's metrics, if there are new ones, and what is defined.
     pub(crate) fn list(&self, metrics: Option<Vec<String>>) {
-        let (names, lists) = &mut *lock(&self.resources);
-        *names = metrics.unwrap_or_else(|| mem::take(names));
-        *lists = APIS.map(|api| (api, discovery::api_resource_list(api, names, self.definitions.in_force()))).into();
+        let mut names = lock(&self.resources.0);
+        *names = metrics.unwrap_or_else(|| mem::take(&mut names));
+        let lists = APIS.map(|api| (api, discovery::api_resource_list(api, &names, self.definitions.in_force())));
+        *lock(&self.resources.1) = lists.into();
     }
 
     /// Errors: a refusal, or that the answer cannot be had without waiting for more than `wait`.
@@ -87,7 +88,7 @@ impl Handler {
                 (kind, discovery::document(version, self.config.external).unwrap_or_default())
             }
             (Route::Document(document), _) => (JSON.to_owned(), document),
-            (Route::Resources(api), _) => (JSON.to_owned(), lock(&self.resources).1.get(&api).cloned().unwrap_or_default()),
+            (Route::Resources(api), _) => (JSON.to_owned(), lock(&self.resources.1).get(&api).cloned().unwrap_or_default()),
             (Route::Health(..) | Route::Version, _) => return Ok(version()),
         };
         Ok(document(&kind, &text, known))

@@ -8,8 +8,8 @@ use crate::{auth::User, prelude::*, route::percent_decode, route::read_only};
 const FORWARDED: [&str; 3] = ["accept", "authorization", "if-none-match"];
 const MOST_HEADERS: usize = 20_000;
 
-/// Under which names, in lower case, name, uid, groups and extras (whose names begin so) of an identity arrive: of
-/// groups all count, else the first that is present.
+/// Under which names, in lower case, name, uid, groups and extras (whose names begin so) of an identity arrive: of groups
+/// and extras all count, else the first that is not empty.
 /// Source: <https://kubernetes.io/docs/tasks/extend-kubernetes/configure-aggregation-layer/>.
 pub type IdentityHeaders = [Vec<String>; 4];
 

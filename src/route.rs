@@ -45,7 +45,7 @@ macro_rules! resources {
         impl Resource {
             $(pub const $name: Self =
                 Self { kind: $kind, plural: $plural, api_version: $version, label: $label, workload_type: $type };)+
-            const KNOWN: [&'static Self; 14] = [$(&Self::$name),+];
+            pub(crate) const KNOWN: [&'static Self; 14] = [$(&Self::$name),+];
         }
     };
 }
@@ -129,7 +129,7 @@ impl Resource {
     }
 
     fn is_old(&self) -> bool {
-        self.api_version.starts_with("extensions/")
+        self.api_version.starts_with("extensions/") && !self.workload_type.is_empty()
     }
 
     /// Whether an object of it tells how many of its pods are Ready.

@@ -72,7 +72,7 @@ fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), F
     let places = capacity(&fs::read_to_string("/proc/self/limits").unwrap_or_default());
     let connections = Connections { places, ..Connections::default() };
     let trust = Trust { kube, current: Mutex::default(), asked: Mutex::default() };
-    let (resources, definitions, news) = (Mutex::default(), Definitions::default(), Condvar::new());
+    let (resources, definitions, news) = (Default::default(), Definitions::default(), Condvar::new());
     let handler =
         forever(Handler { auth, kube, sysdig, definitions, store, news, trust, serving, connections, config, resources });
     let Handler { trust, connections, .. } = handler;
