@@ -7,6 +7,10 @@ use crate::{config::duration, discovery::etag, promql, route::is_metric_id, rout
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{num::NonZeroU64, sync::LazyLock};
 
+/// What begins no call in a template: it moves the window, makes a value of nothing, or mixes the objects of one query.
+const UNFIT: &str = "offset info vector time scalar absent absent_over_time minute hour day_of_week day_of_month day_of_year \
+    days_in_month month year sum avg min max count count_values group stddev stdvar topk bottomk quantile limitk limit_ratio";
+
 /// Reads text for serde, whose errors tell line and column.
 macro_rules! texts {
     ($($name:ident: $kind:ty = $read:expr, $right:literal;)+) => {
@@ -42,7 +46,6 @@ pub struct Definition {
     /// A Sysdig id, a name in PromQL, or a template.
     #[serde(deserialize_with = "metric")]
     pub metric: String,
-    /// Settings included.
     #[serde(default, deserialize_with = "selector")]
     pub selector: Vec<Requirement>,
     /// Whose samples count; None for the object's that is asked about.
@@ -99,7 +102,7 @@ impl Definitions {
 /// The content of a file. Errors: the first mistake, with its place or its name.
 pub fn parse(bytes: &[u8]) -> Result<File, String> {
     let file: File = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let mut taken: BTreeSet<String> = promql::OWN.split_whitespace().map(str::to_owned).collect();
+    let mut taken: BTreeSet<_> = promql::OWN.lines().flat_map(|line| line.split(' ').take(2)).map(str::to_owned).collect();
     taken.extend(Resource::KNOWN.map(Resource::qualified));
     let names = file.resources.iter().map(Resource::qualified).chain(file.metrics.iter().map(|it| it.name.clone()));
     let twice = names.into_iter().find(|name| !taken.insert(name.clone()));
@@ -127,7 +130,7 @@ fn template(text: &str) -> Option<String> {
         let (name, after) = rest.split_at(rest.find(|c| !word(c)).unwrap_or(rest.len()));
         let next = after.trim_start();
         let number = name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(|c| "0123456789e".contains(c));
-        let call = next.starts_with('(') && !["offset", "info", "time", "vector"].contains(&&*name.to_lowercase());
+        let call = next.starts_with('(') && !UNFIT.split(' ').any(|it| it.eq_ignore_ascii_case(name));
         if name.is_empty() {
             depth = (depth + usize::from(rest.starts_with('('))).checked_sub(usize::from(rest.starts_with(')')))?;
         }
@@ -139,8 +142,8 @@ fn template(text: &str) -> Option<String> {
                 matchers.next().filter(|it| it.is_empty())?;
                 for matcher in matchers {
                     let (name, value) = matcher.trim().strip_suffix('"')?.split_once('"')?;
-                    let label = name.trim_end_matches(|c| "=~! ".contains(c));
-                    plain(label, "").filter(|()| !value.contains(['"', '\\', '$', '\n']))?;
+                    let label = ["!=", "!~", "=~", "="].iter().find_map(|sign| name.trim_end().strip_suffix(sign))?;
+                    plain(label.trim_end(), "").filter(|()| !value.contains(['"', '\\', '$', '\n']))?;
                 }
                 after
             }
@@ -307,7 +310,7 @@ mod tests {
             TEMPLATE,
             "sum by ($by) (increase(a:b{$matchers}[$window])) / sum by ($by) (increase(c{$matchers}[$window]))",
             "max by ($by) (max_over_time(a{$matchers,b=\"\"}[$window]))",
-            "max(max_over_time(a{$matchers, b!=\"x/y\", c=~\"(d|e).*\"}[$window])) by ($by)",
+            "max by ($by) (max_over_time(a{$matchers, b!=\"x/y\", c=~\"(d|e).*\",f !~ \"g\"}[$window]))",
             "sum by (le, b, $by) (rate(a{$matchers}[$window]))",
             "sum by ($by) (rate(a{$matchers,b=~\"5[0-9]{2}|[}]\"}[$window]))",
             "sum by ($by) (rate(a{$matchers}[$window])) or (0 * sum by ($by) (rate(b{$matchers}[$window])) > 1e3)",
@@ -351,6 +354,16 @@ mod tests {
             by("rate(a{$matchers,b=`c`}[$window])"),
             format!("{selected} or (vector(0))"),
             format!("{selected} or (vector(time()))"),
+            format!("{selected} or (0 * hour())"),
+            format!("{selected} or absent_over_time(a{{$matchers}}[$window])"),
+            format!("{selected} / scalar({selected})"),
+            format!("topk(1, {selected})"),
+            format!("TopK (1, {selected})"),
+            format!("sum({selected})"),
+            "sum by ($by) (topk(3, rate(a{$matchers}[$window])))".to_owned(),
+            "max(max_over_time(a{$matchers}[$window])) by ($by)".to_owned(),
+            by("rate(a{$matchers,b\"c\"}[$window])"),
+            by("rate(a{$matchers,b==\"c\"}[$window])"),
             "sum by ($by) (rate(a{$matchers}[$window])".to_owned(),
             "sum by ($by) (rate(a{$matchers}[$window])))(".to_owned(),
             "sum by (le$by) (rate(a{$matchers}[$window]))".to_owned(),

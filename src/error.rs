@@ -57,7 +57,6 @@ reasons! {
     ObjectNotFound = 404 "NotFound" "object-not-found",
     // The metric, as it stands in Sysdig.
     NoData = 404 "NotFound" "no-data",
-    /// Sysdig does not see all of the object's Ready pods, or it has none.
     PartlySeen = 404 "NotFound" "partly-seen",
     MetricNotCollected = 404 "NotFound" "metric-not-collected",
     TooOld = 503 "ServiceUnavailable" "too-old",
@@ -66,7 +65,6 @@ reasons! {
     Ambiguous = 422 "UnprocessableEntity" "ambiguous",
     // The operator of the adapter.
     NotConfigured = 503 "ServiceUnavailable" "not-configured",
-    /// An APIService is not the adapter's, or does not verify it.
     ForeignSlot = 503 "ServiceUnavailable" "foreign-apiservice",
     KubernetesForbidden = 503 "ServiceUnavailable" "kubernetes-forbidden",
     BackendUnauthorized = 503 "ServiceUnavailable" "backend-unauthorized",

@@ -73,7 +73,7 @@ impl Handler {
         let (now, review) = (Instant::now(), wait >= Wait::Reviews);
         let user = self.user(asked, review, now)?;
         asked.user.clone_from(&user.name);
-        let route = routed?;
+        let route = routed.or_else(|mistake| self.definitions.find("").and(Err(mistake)))?;
         let path = asked.request.url().split('?').next().unwrap_or_default();
         self.auth.check(&user, &route, path, review, now)?;
         let (accept, known) = (asked.values("Accept").next(), asked.values("If-None-Match").next());

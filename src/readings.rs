@@ -49,7 +49,7 @@ impl Handler {
         let mut question = Question { metric, tuning, resource, legacy: read.described.kind != resource.kind, labels };
         if let Some(scope) = defined.scope {
             let (one, what) = (!read.namespace.is_empty() && read.name != "*", scope.kind);
-            ensure!(one, InvalidRequest, "{} measures a {what}: ask for one object by its name", read.metric);
+            ensure!(one, InvalidRequest, "{} measures a {what}: ask for one object of a namespace by its name", read.metric);
             let name = if *scope == Resource::CLUSTER { "" } else { &read.namespace }.to_owned();
             (question.resource, question.legacy) = (scope, false);
             select = Select { resource: scope, namespace: String::new(), name, labels: String::new() };

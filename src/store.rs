@@ -207,7 +207,7 @@ impl Ask {
             (None, age) => {
                 let object = named(select.resource, &select.namespace, &select.name);
                 let (metric, age) = (&question.metric, age.unwrap_or_default());
-                let name = if defined.max_age > 0 { "maxAge of its definition" } else { "MAX_AGE" };
+                let name = if defined.name.is_empty() { "MAX_AGE" } else { "what its definition allows" };
                 let bound = format!("over {name} ({most} s)");
                 Err(refusal!(TooOld, "the newest sample of {metric} for {object} is {age} s old, {bound}"))
             }
