@@ -90,6 +90,9 @@ fn a_name_stands_for_an_id_with_its_selector_and_tuning() {
     // A caller's selector comes on top, and never in place.
     let both = "requests_of_some?metricLabelSelector=kubernetes.pod.name%3Dkuard-2%2Csysdig%2Fgroup-aggregation%3Dsum";
     assert_eq!(read(&setup, &format!("services/kuard/{both}")).value(), "70");
+    // Of settings the caller's wins.
+    let max = "requests_sum?metricLabelSelector=sysdig%2Fgroup-aggregation%3Dmax";
+    assert_eq!(read(&setup, &format!("services/kuard/{max}")).value(), "70");
     let response = read(&setup, "services/kuard/requests_of_one?metricLabelSelector=kubernetes.pod.name%3Dkuard-2");
     assert_eq!(response.refusal().1, "no-data", "nothing is both");
     let all = read(&setup, "pods/*/requests_share?labelSelector=app%3Dkuard").values();
@@ -193,7 +196,8 @@ fn absence_is_zero_where_there_is_no_data_and_never_where_something_is_not_known
     assert_eq!(read(&setup, "services/nope/load").refusal().1, "object-not-found");
 }
 
-/// Three pods whose requests take up to 0.1 s in half of the cases and up to 0.5 s in the others, as a histogram.
+/// Three pods whose requests take up to 0.1 s in half of the cases and up to 0.5 s in the others, as a histogram; one that
+/// is asked nothing; a queue that two exporters measure.
 fn histogram() -> Vec<Samples> {
     let mut samples = Vec::new();
     let mut series = |name: &str, labels: &str, first: f64, step: f64| {
@@ -212,6 +216,18 @@ fn histogram() -> Vec<Samples> {
                 series("http_requests_total", &format!("{labels},code=\"{code}\""), 100.0, step);
             }
         }
+    }
+    let labels = |name: &str| {
+        format!(
+            r#"kube_cluster_name="demo",kube_namespace_name="default",kube_deployment_name="{name}",kube_pod_name="{name}-0""#
+        )
+    };
+    series("sysdig_container_up", &labels("idle"), 1.0, 0.0);
+    for le in ["0.1", "0.5", "+Inf"] {
+        series("http_seconds_bucket", &format!("{},le=\"{le}\"", labels("idle")), 100.0, 0.0);
+    }
+    for (name, length) in [("exporter", 4.0), ("spare", 6.0)] {
+        series("queue_length", &labels(name), length, 0.0);
     }
     samples
 }
@@ -236,11 +252,18 @@ fn a_template_in_promql_is_asked_within_its_scope() {
         { "name": "failing_of_all", "metric": share, "decimals": 4, "scope": "cluster", "selector": "sysdig/window=2m" },
         { "name": "successes", "metric": "sum by ($by) (increase(http_requests_total{$matchers}[$window]))",
           "selector": "code=200,sysdig/window=2m", "decimals": 0, "divideBy": 2 },
+        { "name": "latency_or_none", "metric": format!("{} >= 0", quantile("0.5")) },
+        { "name": "latency_or_zero", "metric": format!("{} >= 0", quantile("0.5")), "absence": "zero" },
+        { "name": "longest", "metric": "queue_length", "scope": "cluster", "selector": "sysdig/group-aggregation=max" },
+        { "name": "mean", "metric": "queue_length", "scope": "cluster" },
         { "name": "many", "metric": "rate(http_requests_total{$matchers}[$window]) * on ($by) group_left () \
                                      sum by ($by) (rate(http_requests_total{$matchers}[$window]))" },
     ]);
     let prometheus = Prometheus::start(TOKEN, &histogram());
-    let setup = start(stage(), &file(&metrics), &[("SDC_ENDPOINT", prometheus.url())]);
+    let stage = stage();
+    stage.kubernetes.deployment("default", "idle", 1);
+    let settings = [("SDC_ENDPOINT", prometheus.url()), ("EXTERNAL_METRICS", "true".to_owned())];
+    let setup = start(stage, &file(&metrics), &settings);
     for (name, expected) in [
         ("latency_p50", "100m"),
         // 98 % of the way from 0.1 s to 0.5 s.
@@ -261,6 +284,24 @@ fn a_template_in_promql_is_asked_within_its_scope() {
     assert_eq!(read(&setup, "pods/kuard-0/successes").value(), "180");
     let elsewhere = BASE.replace("default", "elsewhere");
     assert_eq!(setup.read(&format!("{elsewhere}/metrics/failing")).value(), "750m");
+    // Objects of one query have the values that each has alone.
+    let all = read(&setup, "pods/%2A/failing?labelSelector=app%3Dkuard").values();
+    assert_eq!(all, [0, 1, 2].map(|index| (format!("kuard-{index}"), "250m".to_owned())).into());
+    for (name, expected) in [("longest", "6"), ("mean", "5")] {
+        assert_eq!(read(&setup, &format!("deployments.apps/kuard/{name}")).value(), expected, "{name}");
+    }
+    let external = "/apis/external.metrics.k8s.io/v1beta1/namespaces/default";
+    for (name, expected) in [("failing", "250m"), ("failing_of_all", "625m"), ("longest", "6")] {
+        let list = setup.read(&format!("{external}/{name}")).json();
+        assert_eq!((&list["items"][0]["value"], list["items"].as_array().map(Vec::len)), (&json!(expected), Some(1)), "{list}");
+    }
+    // Of no request there is no percentile.
+    for (name, expected) in [("latency_p50", (422, "not-finite")), ("latency_or_none", (404, "no-data"))] {
+        let (code, word, message) = read(&setup, &format!("deployments.apps/idle/{name}")).refusal();
+        assert_eq!((code, word.as_str()), expected, "{message}");
+    }
+    assert_eq!(read(&setup, "deployments.apps/idle/latency_or_zero").value(), "0");
+    assert_eq!(read(&setup, "deployments.apps/kuard/latency_or_zero").value(), "100m");
     let (code, word, message) = read(&setup, "pods/kuard-0/many").refusal();
     assert_eq!((code, word.as_str()), (422, "ambiguous"), "{message}");
     assert!(message.contains("code (\"200\", \"500\")"), "{message}");
@@ -271,6 +312,28 @@ fn a_template_in_promql_is_asked_within_its_scope() {
         assert_eq!(query.matches("{kube_cluster_name=~\"demo\"").count(), selectors, "{query}");
         assert!(!query.contains('$'), "{query}");
     }
+}
+
+#[test]
+fn prometheus_understands_every_example_of_the_documents() {
+    if let Some(why) = missing() {
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{why}\n"));
+        return;
+    }
+    let document = include_str!("../docs/definitions.md");
+    let examples = document.split("\n```json\n").skip(1).filter_map(|it| it.split("\n```").next());
+    let examples: Vec<Value> = examples.map(|it| serde_json::from_str(it).unwrap()).collect();
+    let metrics: Vec<Value> = examples.iter().flat_map(|it| it["metrics"].as_array().unwrap().clone()).collect();
+    let prometheus = Prometheus::start(TOKEN, &histogram());
+    let settings = [("SDC_ENDPOINT", prometheus.url()), ("SDC_BACKEND", "promql".to_owned())];
+    let setup = start(stage(), &file(&json!(metrics)), &settings);
+    assert!(metrics.len() >= 5, "{metrics:?}");
+    for name in metrics.iter().map(|it| it["name"].as_str().unwrap()) {
+        let response = read(&setup, &format!("deployments.apps/kuard/{name}"));
+        let understood = response.status == 200 || ["no-data", "metric-not-collected"].contains(&response.refusal().1.as_str());
+        assert!(understood, "{name}: {}", response.text());
+    }
+    assert_eq!(read(&setup, "deployments.apps/kuard/http_error_ratio").value(), "250m");
 }
 
 #[test]
@@ -312,6 +375,8 @@ fn a_bad_file_at_the_start_refuses_reads_and_is_mended_without_a_restart() {
     assert_eq!(setup.client.get("/readyz").status, 200);
     assert!(setup.read("/apis/custom.metrics.k8s.io/v1beta2").text().contains(METRIC), "discovery goes on");
     assert!(setup.sysdig.queries().is_empty());
+    let (_, word, message) = read(&setup, "queues.rabbitmq.com/orders/load").refusal();
+    assert_eq!(word, "not-configured", "it may be defined: {message}");
     setup.dir.write(FILE, file(&json!([{ "name": "load", "metric": METRIC }])));
     eventually("the file is in force", REREAD, || read(&setup, "services/kuard/load").status == 200);
     assert_eq!(read(&setup, &format!("services/kuard/{METRIC}")).value(), "60");
@@ -325,7 +390,7 @@ fn a_scope_beyond_the_object_takes_one_object_by_its_name() {
     for path in [format!("{BASE}/pods/%2A/all"), "/apis/custom.metrics.k8s.io/v1beta2/nodes/worker-1/all".to_owned()] {
         let (code, word, message) = setup.read(&path).refusal();
         assert_eq!((code, word.as_str()), (400, "invalid-request"), "{path}: {message}");
-        assert!(message.contains("all measures a Cluster: ask for one object by its name"), "{message}");
+        assert!(message.contains("all measures a Cluster: ask for one object of a namespace by its name"), "{message}");
     }
     assert!(setup.sysdig.queries().is_empty());
 }

@@ -306,6 +306,17 @@ fn no_definition_reads_anything_outside_of_its_scope() {
         assert!(
             parse(file(value, "").as_bytes()).is_err() || value.chars().all(|c| c.is_ascii_alphanumeric() || "_.:-".contains(c))
         );
+        let label = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-/".contains(c));
+        for selector in [format!("a={value}"), format!("{value}=a"), format!("a in (b,{value})"), value.clone()] {
+            let found = parse(file("m", &selector).as_bytes()).map(|it| it.metrics[0].selector.clone()).unwrap_or_default();
+            assert!(found.iter().all(|it| label(&it.key) && it.values.iter().all(|it| label(it))), "{selector}: {found:?}");
+        }
+        for field in ["kind", "plural", "apiVersion", "label"] {
+            let mut queue = json!({ "kind": "Queue", "plural": "queues", "apiVersion": "a/v1", "label": "queue" });
+            queue[field] = json!(value);
+            let found = parse(json!({ "resources": [queue] }).to_string().as_bytes());
+            assert!(found.is_err() || value.chars().all(|c| label(&c.to_string()) || c == ':'), "{field}: {value}");
+        }
         let Ok(file) = parse(file(&template, "").as_bytes()) else {
             refused += 1;
             continue;

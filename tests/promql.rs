@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use prometheus::{Prometheus, Samples, missing};
 use serde_json::{Value, json};
-use support::http::Reply;
+use support::http::{HttpServer, Reply};
 use support::{Setup, Stage, TOKEN, eventually};
 
 const BASE: &str = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default";
@@ -71,6 +71,63 @@ fn start(samples: &[Samples], overrides: &[(&str, &str)]) -> (Setup, Prometheus)
     let setup = stage.start(binary(), &all);
     setup.adapter.wait_ready(&setup.client);
     (setup, prometheus)
+}
+
+#[test]
+fn every_kind_of_workload_is_told_by_its_own_label() {
+    if skipped() {
+        return;
+    }
+    let kinds = [
+        ("deployment", "deployments", "apps/v1", json!({ "readyReplicas": 1 })),
+        ("statefulset", "statefulsets", "apps/v1", json!({ "readyReplicas": 1 })),
+        ("daemonset", "daemonsets", "apps/v1", json!({ "numberReady": 1 })),
+        ("replicaset", "replicasets", "apps/v1", json!({ "readyReplicas": 1 })),
+        ("job", "jobs", "batch/v1", json!({ "ready": 1 })),
+    ];
+    let stage = Stage::new();
+    let mut samples = Vec::new();
+    for (index, (kind, plural, api_version, status)) in kinds.iter().enumerate() {
+        stage.kubernetes.object(&format!("/apis/{api_version}/namespaces/default/{plural}/db"), json!({ "status": status }));
+        let labels = format!(
+            r#"kube_cluster_name="demo",kube_namespace_name="default",kube_{kind}_name="db",kube_workload_type="{kind}",kube_workload_name="db",kube_pod_name="db-{kind}",container_name="db""#
+        );
+        samples.push(series("sysdig_container_up", &labels, 1.0, 0.0, ONGOING));
+        samples.push(series("queue_depth", &labels, 1.0 + index as f64, 0.0, ONGOING));
+    }
+    let prometheus = Prometheus::start(TOKEN, &samples);
+    let settings = [("SDC_ENDPOINT", prometheus.url()), ("SDC_BACKEND", "promql".to_owned())];
+    let setup = stage.start(binary(), &settings);
+    setup.adapter.wait_ready(&setup.client);
+    for (index, (kind, plural, api_version, _)) in kinds.iter().enumerate() {
+        let (group, expected) = (api_version.split('/').next().unwrap(), (index + 1).to_string());
+        for object in [format!("{plural}.{group}/db"), format!("{plural}/db"), format!("services/{kind};db")] {
+            for sum in ["", "?metricLabelSelector=sysdig%2Fgroup-aggregation%3Dsum"] {
+                assert_eq!(setup.read(&format!("{BASE}/{object}/queue_depth{sum}")).value(), expected, "{object}{sum}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_prometheus_scrapes_of_an_exporter_is_read() {
+    if skipped() {
+        return;
+    }
+    let up = pod("demo", "default", "kuard", "kuard-0");
+    let text = format!("sysdig_container_up{{{up}}} 1\nqueue_depth{{{up}}} 7\n");
+    let exporter = HttpServer::start(None, move |_| Reply::typed(200, "text/plain; version=0.0.4", text.clone()));
+    let prometheus = Prometheus::scraping(TOKEN, &format!("127.0.0.1:{}", exporter.port()));
+    let settings = [("SDC_ENDPOINT", prometheus.url()), ("SDC_BACKEND", "promql".to_owned())];
+    let setup = Stage::new().start(binary(), &settings);
+    setup.adapter.wait_ready(&setup.client);
+    let path = format!("{BASE}/pods/kuard-0/queue_depth");
+    // A window ends at least ten seconds ago, so the first samples count later.
+    eventually("there are samples in a finished window", Duration::from_secs(90), || setup.read(&path).status == 200);
+    assert_eq!(setup.read(&path).value(), "7");
+    drop(exporter);
+    eventually("what is not scraped any more is refused", Duration::from_secs(300), || setup.read(&path).status != 200);
+    assert_eq!(setup.read(&path).refusal().1, "no-data");
 }
 
 #[test]

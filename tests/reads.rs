@@ -293,6 +293,14 @@ fn discovery_lists_sysdigs_metrics_and_does_without_sysdig() {
         listed().contains("services/my.own.metric.2")
     });
     assert!(!listed().contains("a.label"));
+    let apis = "/apis/custom.metrics.k8s.io";
+    let paths = ["/", "/apis", apis, &format!("{apis}/v1beta1"), &format!("{apis}/v1beta2"), "/openapi/v2", "/openapi/v3"];
+    let all = || paths.map(|path| setup.client.get_as("root", &["system:masters"], path)).map(|it| (it.status, it.text()));
+    let before = all();
+    assert!(before.iter().all(|(status, _)| *status == 200), "{before:?}");
+    setup.sysdig.fail(Fault::Hang);
+    assert!(setup.read(&format!("{BASE}/services/kuard/net.http.request.count")).status >= 500);
+    assert_eq!(all(), before, "all of it is the same while Sysdig hangs");
 }
 
 #[test]

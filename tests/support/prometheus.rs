@@ -1,6 +1,7 @@
 //! A real Prometheus (Debian's package) behind a front that plays Sysdig: its paths, its token, its limits and its faults.
 #![allow(dead_code, unreachable_pub, reason = "a part of the tests, which are crates of their own and use a part of it")]
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
@@ -64,8 +65,11 @@ pub fn missing() -> Option<&'static str> {
 impl Prometheus {
     /// Serves these samples, ten minutes of them at 10 s, to those who show `token`.
     pub fn start(token: &str, samples: &[Samples]) -> Self {
-        let server = Arc::new(Server::start(samples));
-        let shared = Arc::new(Mutex::new(Front { server, queries: Vec::new(), reply: None }));
+        Self::of(token, Server::start(samples))
+    }
+
+    fn of(token: &str, server: Server) -> Self {
+        let shared = Arc::new(Mutex::new(Front { server: Arc::new(server), queries: Vec::new(), reply: None }));
         let front = HttpServer::start(None, {
             let (shared, token) = (Arc::clone(&shared), format!("Bearer {token}"));
             move |request| answer(request, &token, &shared)
@@ -74,6 +78,15 @@ impl Prometheus {
     }
 
     /// From now on these are the samples; what is being answered is answered out of those before.
+    /// Serves what it scrapes every second at this address.
+    pub fn scraping(token: &str, exporter: &str) -> Self {
+        let config = format!(
+            "scrape_configs: [{{ job_name: exporter, scrape_interval: 1s, honor_labels: true, \
+             static_configs: [{{ targets: ['{exporter}'] }}] }}]"
+        );
+        Self::of(token, Server::with(&[], &config))
+    }
+
     pub fn replace(&self, samples: &[Samples]) {
         let server = Arc::new(Server::start(samples));
         let _before = std::mem::replace(&mut lock(&self.shared).server, server);
@@ -97,6 +110,10 @@ impl Prometheus {
 
 impl Server {
     fn start(samples: &[Samples]) -> Self {
+        Self::with(samples, "{}")
+    }
+
+    fn with(samples: &[Samples], config: &str) -> Self {
         let dir = TempDir::new();
         let data = dir.path().join("data");
         let file = dir.write("samples.txt", open_metrics(samples));
@@ -106,7 +123,7 @@ impl Server {
             .output()
             .expect("promtool runs");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let config = dir.write("prometheus.yml", "{}");
+        let config = dir.write("prometheus.yml", config);
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port").local_addr().expect("it").port();
         let log = std::fs::File::create(dir.path().join("log")).expect("a log file");
         let child = Command::new("prometheus")
@@ -164,8 +181,9 @@ fn answer(request: &Request, token: &str, shared: &Mutex<Front>) -> Reply {
     if let Some(query) = parameter("query") {
         assert!(parameter("time").is_some(), "a query without its time has the time of who evaluates it");
         front.queries.push((request.method.clone(), query.clone()));
-        let names = query.matches("{kube_cluster_name").count();
-        if names > MOST_NAMES {
+        let before = query.split("{kube_cluster_name").filter_map(|part| part.rsplit(['(', ' ']).next());
+        let names: BTreeSet<&str> = before.take(query.matches("{kube_cluster_name").count()).collect();
+        if names.len() > MOST_NAMES {
             return Reply::json(422, &json!({ "status": "error", "errorType": "execution", "error": "too many metrics" }));
         }
     }
