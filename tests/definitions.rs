@@ -4,6 +4,7 @@
 mod prometheus;
 mod support;
 
+use std::os::unix::fs::symlink;
 use std::process::Command;
 use std::time::Duration;
 
@@ -362,6 +363,26 @@ fn a_bad_file_leaves_the_last_good_one_in_force_and_is_one_line_of_log() {
     assert_eq!(hashes.len(), 2, "{log}");
     assert!(hashes[0] != hashes[1] && hashes.iter().all(|hash| hash.len() == 16), "{hashes:?}");
     assert_eq!(log.matches(line).count(), 2, "each mistake is one line: {log}");
+}
+
+#[test]
+fn a_config_map_is_followed_through_the_links_that_kubelet_swaps() {
+    let stage = stage();
+    let dir = stage.dir.path().to_owned();
+    let publish = |version: &str, name: &str| {
+        std::fs::create_dir(dir.join(version)).unwrap();
+        std::fs::write(dir.join(version).join(FILE), file(&json!([{ "name": name, "metric": METRIC }]))).unwrap();
+        symlink(version, dir.join("..data_tmp")).unwrap();
+        std::fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
+    };
+    publish("..first", "load");
+    symlink(format!("..data/{FILE}"), dir.join(FILE)).unwrap();
+    let setup = stage.start(binary(), &[("CONFIG_FILE", dir.join(FILE).display().to_string())]);
+    setup.adapter.wait_ready(&setup.client);
+    assert_eq!(read(&setup, "services/kuard/load").value(), "60");
+    publish("..second", "other");
+    eventually("the new version is in force", REREAD, || read(&setup, "services/kuard/other").status == 200);
+    assert!(read(&setup, "services/kuard/load").status >= 400);
 }
 
 #[test]
