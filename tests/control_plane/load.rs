@@ -174,22 +174,26 @@ impl Stage {
         let each = total / names.len().max(1) as f64;
         self.backend.measures(&self.sysdig, (what, total, names));
         if pods.iter().any(|pod| pod["status"]["phase"] != "Running") {
-            self.until_seen(each);
+            self.until_seen(each, total);
         }
         // Of those only: others that came meanwhile have no load yet.
         self.plane.run_pods(&list);
     }
 
     /// Waits until the autoscaler, if there is one, has seen what each of the pods does. Pods that are Ready earlier
-    /// would be taken to do as much as those before them did when they were fewer.
-    fn until_seen(&self, each: f64) {
+    /// would be taken to do as much as those before them did when they were fewer. A sum it divides by the replicas that
+    /// there are by then, which may be more than those that were listed.
+    fn until_seen(&self, each: f64, total: f64) {
         let seen = || {
             let hpa = self.plane.run(&["get", "hpa", "kuard-autoscaler", "--ignore-not-found", "-o", "json"]);
             let Ok(hpa) = serde_json::from_str::<Value>(&hpa) else { return true };
             let metric = &hpa["status"]["currentMetrics"][0];
             let current = ["object", "pods", "external"].iter().find_map(|kind| metric[kind].get("current"));
             let value = current.and_then(|it| it.get("averageValue").or_else(|| it.get("value"))?.as_str());
-            value.and_then(number).is_some_and(|value| (value - each).abs() < 0.01)
+            let divided = ["object", "external"].iter().any(|kind| !metric[kind]["current"]["averageValue"].is_null());
+            let replicas = hpa["status"]["currentReplicas"].as_f64().unwrap_or_default();
+            let expected = if divided { total / replicas } else { each };
+            value.and_then(number).is_some_and(|value| (value - expected).abs() < 0.01)
         };
         let found = poll(Duration::from_secs(30), || seen().then_some(()));
         assert!(found.is_some(), "{each} is not seen for each pod:\n{}", self.describe());
