@@ -73,12 +73,9 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
     }
-    for promql in [
-        question("queue_depth", "sum"),
-        question("queue_depth", ""),
-        question("orders_total", "avg"),
-        question(TEMPLATE, ""),
-    ] {
+    for promql in
+        [question("queue_depth", "sum"), question("queue_depth", ""), question("orders_total", "avg"), question(TEMPLATE, "")]
+    {
         let rows = sysdig.rows(&promql, &scope, NOW);
         readable(&rows);
         for (object, Row { end, value, .. }) in rows.unwrap_or_default() {
