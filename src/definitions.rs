@@ -24,7 +24,7 @@ macro_rules! texts {
 texts! {
     name: String = |it| is_metric_id(it).then(|| it.to_owned()), "letters, digits, _ . : - only";
     metric: String = |it| if is_metric_id(it) { Some(it.to_owned()) } else { template(it) },
-        "an id, or PromQL that groups by (…, $by) and has all of its samples from name{$matchers…}[$window]";
+        "an id, or PromQL that groups by (…, $by) in each aggregation and has all samples from name{$matchers…}[$window] (docs/definitions.md, Queries)";
     selector: Vec<Requirement> = |it| selector::parse(it).ok(), "a selector as an HPA's, settings included";
     scope: Option<&'static Resource> = |it|
         [("workload", None), ("namespace", Some(&Resource::NAMESPACES)), ("cluster", Some(&Resource::CLUSTER))]

@@ -196,8 +196,8 @@ impl Fetch<'_> {
         let ready = resource.counts_pods().then(|| handler.kube.ready(resource, place, object));
         let ready = handler.noted(KUBERNETES, ready.transpose())?.map_or(1, |ready| ready.count.max(1));
         let ask = || handler.noted(SYSDIG, handler.sysdig.pods(question, &self.scope, self.now));
-        let mut asked = || Ok(*self.seen.get_or_insert_with(ask).as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
-        let seen = row.pods.map_or_else(&mut asked, Ok)?;
+        let asked = || Ok(*self.seen.get_or_insert_with(ask).as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
+        let seen = row.pods.map_or_else(asked, Ok)?;
         if seen >= ready {
             return Ok(());
         }
