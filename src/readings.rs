@@ -22,21 +22,18 @@ impl Handler {
         let plan = self.plan(read)?;
         let window = plan.question.tuning.window;
         let mut store = lock(&self.store);
-        if let Some(known) = store.known(&plan, Instant::now(), now) {
-            return Ok((known?, window));
-        }
-        if !wait {
-            return Err(WAIT);
+        let known = store.known(&plan, Instant::now(), now);
+        if known.is_some() || !wait {
+            return Ok((known.ok_or(WAIT)??, window));
         }
         self.sysdig.check_configured()?;
         let before = store.want(&plan, Instant::now())?;
         self.news.notify_all();
-        let closed = |store: &Store| store.closed(Instant::now());
-        let pending = |store: &mut Store| store.answer(&plan, before, now).is_none() && closed(store).is_none();
+        let answer = |store: &Store| store.answer(&plan, before, Instant::now(), now);
+        let pending = |store: &mut Store| answer(store).is_none();
         let store = self.news.wait_timeout_while(store, DEADLINE, pending).unwrap_or_else(PoisonError::into_inner).0;
         let slow = || refusal!(BackendTimeout, "no answer of Sysdig within {DEADLINE:?}; the query goes on: ask again");
-        let answer = store.answer(&plan, before, now);
-        Ok((answer.unwrap_or_else(|| Err(closed(&store).unwrap_or_else(slow)))?, window))
+        Ok((answer(&store).ok_or_else(slow)??, window))
     }
 
     fn plan(&self, read: &Read) -> Result<Plan> {
