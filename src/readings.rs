@@ -21,7 +21,7 @@ impl Handler {
     /// has one to be trusted. Errors: There is none and the reason says why, or [`WAIT`].
     pub(crate) fn read(&self, read: &Read, wait: bool, now: u64) -> Result<(Vec<Item>, u64), Stop> {
         let plan = self.plan(read)?;
-        let window = plan.question.tuning.window;
+        let window = plan.0.tuning.window;
         let mut store = lock(&self.store);
         let known = store.known(&plan, Instant::now(), now);
         if known.is_some() || !wait {
@@ -63,7 +63,7 @@ impl Handler {
         if question.tuning.group.is_empty() && !single {
             question.tuning.group = if promql && !own { promql::EACH } else { "avg" };
         }
-        Ok(Plan { question, select, defined })
+        Ok((question, select, defined))
     }
 
     /// Asks Sysdig for what is wanted or due, for ever.
@@ -93,8 +93,7 @@ impl Handler {
     }
 
     /// The objects, which exist, whose rows a reading is made of. Looked up in one list of the whole cluster if `wide`.
-    fn objects(&self, select: &Select, rows: &Resource, wide: bool) -> Result<Vec<Object>> {
-        let Select { resource, namespace, name, labels } = select;
+    fn objects(&self, Select { resource, namespace, name, labels }: &Select, rows: &Resource, wide: bool) -> Result<Vec<Object>> {
         let (place, object) = (if wide { "" } else { namespace }, (namespace.clone(), name.clone()));
         if name == "*" {
             let (found, plural) = (self.kube.objects(resource, namespace, labels, None)?, resource.plural);

@@ -17,12 +17,7 @@ const FAILURES: u32 = 3;
 const NAP: Duration = Duration::from_millis(500);
 
 /// What Sysdig is asked, about which objects, and what is done with a value before it is served.
-pub(crate) struct Plan {
-    pub(crate) question: Question,
-    pub(crate) select: Select,
-    pub(crate) defined: &'static Definition,
-}
-
+pub(crate) type Plan = (Question, Select, &'static Definition);
 pub(crate) type Job = (Question, Vec<Select>);
 /// An answer for each of the selections, or why there is none for all of them.
 pub(crate) type Outcome = Result<Vec<Result<Vec<Item>>>>;
@@ -63,8 +58,8 @@ impl Store {
     }
 
     /// What is known without asking Sysdig; None if it must be asked.
-    pub(crate) fn known(&mut self, plan: &Plan, at: Instant, now: u64) -> Option<Result<Vec<Item>>> {
-        let ask = self.batches.get_mut(&plan.question)?.asks.get_mut(&plan.select)?;
+    pub(crate) fn known(&mut self, plan @ (question, select, _): &Plan, at: Instant, now: u64) -> Option<Result<Vec<Item>>> {
+        let ask = self.batches.get_mut(question)?.asks.get_mut(select)?;
         let fresh =
             at - ask.answered? < self.config.refresh_interval * 2 || (ask.again && !self.config.refresh_interval.is_zero());
         fresh.then(|| {
@@ -74,13 +69,13 @@ impl Store {
     }
 
     /// Notes that somebody waits for an answer. Returns when there was one. Errors: there is no room.
-    pub(crate) fn want(&mut self, plan: &Plan, at: Instant) -> Result<Option<Instant>> {
+    pub(crate) fn want(&mut self, (question, select, _): &Plan, at: Instant) -> Result<Option<Instant>> {
         let asks = |batches: &BTreeMap<Question, Batch>| batches.values().map(|batch| batch.asks.len()).sum::<usize>();
         if self.batches.len() >= MOST_QUESTIONS || asks(&self.batches) >= MOST_ASKS {
             self.forget(at, |ask| !ask.again);
         }
         ensure!(asks(&self.batches) < MOST_ASKS, Overloaded, "more metrics are asked for than the adapter keeps ({MOST_ASKS})");
-        let ask = self.batches.entry(plan.question.clone()).or_default().asks.entry(plan.select.clone()).or_default();
+        let ask = self.batches.entry(question.clone()).or_default().asks.entry(select.clone()).or_default();
         ask.again |= ask.last.is_some();
         (ask.last, ask.waiting) = (Some(at), true);
         Ok(ask.answered)
@@ -88,7 +83,8 @@ impl Store {
 
     /// What somebody waited for since there was an answer `before`, or why Sysdig is not asked just now.
     pub(crate) fn answer(&self, plan: &Plan, before: Option<Instant>, at: Instant, now: u64) -> Option<Result<Vec<Item>>> {
-        let ask = self.batches.get(&plan.question).and_then(|batch| batch.asks.get(&plan.select));
+        let (question, select, _) = plan;
+        let ask = self.batches.get(question).and_then(|batch| batch.asks.get(select));
         if let Some(ask) = ask.filter(|ask| ask.answered != before) {
             return Some(ask.outcome(plan, self.config.max_age.as_secs(), now));
         }
@@ -101,8 +97,7 @@ impl Store {
     /// What Sysdig is asked next, what somebody waits for first. Errors: for how long there is nothing to ask.
     pub(crate) fn next(&mut self, at: Instant) -> Result<Job, Duration> {
         let pause = self.closed.as_ref().map_or(Duration::ZERO, |(until, _)| until.saturating_duration_since(at));
-        let trying = self.failures >= FAILURES && self.batches.values().any(|batch| batch.running);
-        if !pause.is_zero() || trying {
+        if !pause.is_zero() || (self.failures >= FAILURES && self.batches.values().any(|batch| batch.running)) {
             return Err(pause.max(NAP));
         }
         let wanted = |ask: &Ask| ask.waiting || (ask.again && !self.config.refresh_interval.is_zero());
@@ -173,7 +168,7 @@ impl Ask {
     }
 
     /// The values that are not too old, or why there are none.
-    fn outcome(&self, Plan { question, select, defined }: &Plan, max_age: u64, now: u64) -> Result<Vec<Item>> {
+    fn outcome(&self, (question, select, defined): &Plan, max_age: u64, now: u64) -> Result<Vec<Item>> {
         let age = |item: &Item| now.saturating_sub(item.2);
         // Of all objects that labels name, some may be gone.
         let (hold, zero) = if select.name == "*" { (0, false) } else { defined.absence };
@@ -195,8 +190,7 @@ impl Ask {
             return Ok(vec![(select.name.clone(), Quantity::ZERO, last.saturating_sub(STEP))]);
         }
         let Some(age) = newest else { return Err(error.clone()) };
-        let message = format!("{} (since {}; the last value is {age} s old)", error.message, rfc3339(*since));
-        Err(Error::new(error.reason, message))
+        Err(Error::new(error.reason, format!("{} (since {}; the last value is {age} s old)", error.message, rfc3339(*since))))
     }
 }
 
@@ -220,7 +214,7 @@ mod tests {
         let (metric, tuning, legacy, labels) = (metric.to_owned(), Tuning::DEFAULT, false, Vec::new());
         let question = Question { metric, tuning, resource, legacy, labels };
         let [namespace, name, labels] = ["default", name, ""].map(str::to_owned);
-        Plan { question, select: Select { resource, namespace, name, labels }, defined: forever(Definition::default()) }
+        (question, Select { resource, namespace, name, labels }, forever(Definition::default()))
     }
 
     fn good(end: u64) -> Outcome {
@@ -278,7 +272,7 @@ mod tests {
             let at = at + SECOND * after;
             assert_eq!(metric(store.next(at)), due.then(|| "again".to_owned()), "after {after} s");
             if due {
-                store.done(&(plan("again", "kuard").question, vec![plan("again", "kuard").select]), good(NOW), 1, at, NOW);
+                store.done(&(plan("again", "kuard").0, vec![plan("again", "kuard").1]), good(NOW), 1, at, NOW);
             }
         }
         let at = at + SECOND * 311;
@@ -418,7 +412,8 @@ mod tests {
         let value = Quantity::parse("0.001").unwrap();
         ask.take(Ok(vec![("kuard".to_owned(), value, NOW)]), false, at, NOW);
         ask.take(Err(Error::new(error, "it fails".to_owned())), false, at, failed);
-        let plan = Plan { defined: forever(definition), ..plan("m", "kuard") };
+        let (question, select, _) = plan("m", "kuard");
+        let plan = (question, select, forever(definition));
         let items = ask.outcome(&plan, 120, now).map_err(|error| error.reason)?;
         Ok(items.into_iter().map(|(_, value, end)| (value.to_string(), end)).collect())
     }
@@ -450,7 +445,8 @@ mod tests {
         let held = |name: &str, now: u64| {
             let (mut ask, value) = (Ask::default(), Quantity::parse("0.001").unwrap());
             ask.take(Ok(vec![("kuard".to_owned(), value, NOW)]), false, Instant::now(), now);
-            let plan = Plan { defined: forever(silence((600, false))), ..plan("m", name) };
+            let (question, select, _) = plan("m", name);
+            let plan = (question, select, forever(silence((600, false))));
             ask.outcome(&plan, 120, now).map(|items| items.len()).map_err(|error| error.reason)
         };
         assert_eq!([held("kuard", NOW + 600), held("*", NOW + 120)], [Ok(1), Ok(1)]);
