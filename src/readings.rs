@@ -2,8 +2,9 @@
 //! An error makes an autoscaler hold; a false zero scales production down: nothing becomes zero without proof.
 
 use crate::prelude::*;
-use crate::store::{Outcome, Plan, Store};
+use crate::store::{Job, Outcome, Plan, Store};
 use crate::{handler::Handler, handler::Stop, handler::WAIT, promql, server::guarded, sysdig::QUERIES};
+use std::cell::OnceCell;
 
 const KUBERNETES: &str = "Kubernetes API";
 const SYSDIG: &str = "Sysdig";
@@ -20,23 +21,20 @@ impl Handler {
     /// has one to be trusted. Errors: There is none and the reason says why, or [`WAIT`].
     pub(crate) fn read(&self, read: &Read, wait: bool, now: u64) -> Result<(Vec<Item>, u64), Stop> {
         let plan = self.plan(read)?;
-        let window = plan.question.tuning.window;
+        let window = plan.0.tuning.window;
         let mut store = lock(&self.store);
-        if let Some(known) = store.known(&plan, Instant::now(), now) {
-            return Ok((known?, window));
-        }
-        if !wait {
-            return Err(WAIT);
+        let known = store.known(&plan, Instant::now(), now);
+        if known.is_some() || !wait {
+            return Ok((known.ok_or(WAIT)??, window));
         }
         self.sysdig.check_configured()?;
         let before = store.want(&plan, Instant::now())?;
         self.news.notify_all();
-        let closed = |store: &Store| store.closed(Instant::now());
-        let pending = |store: &mut Store| store.answer(&plan, before, now).is_none() && closed(store).is_none();
+        let answer = |store: &Store| store.answer(&plan, before, Instant::now(), now);
+        let pending = |store: &mut Store| answer(store).is_none();
         let store = self.news.wait_timeout_while(store, DEADLINE, pending).unwrap_or_else(PoisonError::into_inner).0;
         let slow = || refusal!(BackendTimeout, "no answer of Sysdig within {DEADLINE:?}; the query goes on: ask again");
-        let answer = store.answer(&plan, before, now);
-        Ok((answer.unwrap_or_else(|| Err(closed(&store).unwrap_or_else(slow)))?, window))
+        Ok((answer(&store).ok_or_else(slow)??, window))
     }
 
     fn plan(&self, read: &Read) -> Result<Plan> {
@@ -55,8 +53,7 @@ impl Handler {
             select = Select { resource: scope, namespace: String::new(), name, labels: String::new() };
         } else if promql && *resource == Resource::SERVICES {
             // No label tells a Service there, and a pod can be behind several: a Service is what it selects.
-            let one = select.name != "*";
-            ensure!(one, InvalidRequest, "in PromQL services are read by name only: read pods instead");
+            ensure!(select.name != "*", InvalidRequest, "in PromQL services are read by name only: read pods instead");
             question.resource = &Resource::PODS;
         }
         // Nobody having declared an aggregation, an external metric must be one series, where that can be told; of each
@@ -66,66 +63,59 @@ impl Handler {
         if question.tuning.group.is_empty() && !single {
             question.tuning.group = if promql && !own { promql::EACH } else { "avg" };
         }
-        Ok(Plan { question, select, defined })
+        Ok((question, select, defined))
     }
 
     /// Asks Sysdig for what is wanted or due, for ever.
     pub(crate) fn refresh(&self) {
-        let mut store = lock(&self.store);
         loop {
-            let (job, now, before) = match store.next(Instant::now()) {
-                Ok(job) => (job, unix_now(), QUERIES.get()),
-                Err(pause) => {
-                    store = self.news.wait_timeout(store, pause).unwrap_or_else(PoisonError::into_inner).0;
-                    continue;
+            let mut store = lock(&self.store);
+            match store.next(Instant::now()) {
+                Err(pause) => drop(self.news.wait_timeout(store, pause)),
+                Ok(job) => {
+                    drop(store);
+                    let now = unix_now();
+                    let outcome = guarded(|| self.fetch(&job, now));
+                    lock(&self.store).done(&job, outcome, QUERIES.take(), Instant::now(), now);
+                    self.news.notify_all();
                 }
-            };
-            drop(store);
-            let outcome = guarded(|| self.fetch(&job.0, &job.1, now));
-            store = lock(&self.store);
-            store.done(&job, outcome, QUERIES.get() - before, Instant::now(), now);
-            self.news.notify_all();
+            }
         }
     }
 
-    fn fetch(&self, question: &Question, selects: &[Select], now: u64) -> Outcome {
-        let places: BTreeSet<_> = selects.iter().map(|select| &select.namespace).collect();
-        let wide = places.len() > MOST_LISTS;
-        let objects = selects.iter().map(|it| self.noted(KUBERNETES, self.objects(it, question.resource, wide)));
-        let objects: Vec<_> = objects.collect();
+    fn fetch(&self, (question, selects): &Job, now: u64) -> Outcome {
+        let wide = selects.iter().map(|select| &select.namespace).collect::<BTreeSet<_>>().len() > MOST_LISTS;
+        let objects: Vec<_> = selects.iter().map(|it| noted(KUBERNETES, self.objects(it, question.resource, wide))).collect();
         let scope = Scope::of(objects.iter().flatten().flatten());
-        let ask = || self.noted(SYSDIG, self.sysdig.rows(question, &scope, now));
-        let rows = if scope.1.is_empty() { Rows::new() } else { ask()? };
-        let mut fetch = Fetch { handler: self, question, now, wide, scope, rows, seen: None };
+        let rows = if scope.1.is_empty() { Rows::new() } else { noted(SYSDIG, self.sysdig.rows(question, &scope, now))? };
+        let fetch = Fetch { handler: self, question, now, wide, scope, rows, seen: OnceCell::new() };
         Ok(selects.iter().zip(objects).map(|(select, objects)| fetch.items(select, &objects?)).collect())
     }
 
     /// The objects, which exist, whose rows a reading is made of. Looked up in one list of the whole cluster if `wide`.
-    fn objects(&self, select: &Select, rows: &Resource, wide: bool) -> Result<Vec<Object>> {
-        let Select { resource, namespace, name, labels } = select;
+    fn objects(&self, Select { resource, namespace, name, labels }: &Select, rows: &Resource, wide: bool) -> Result<Vec<Object>> {
         let (place, object) = (if wide { "" } else { namespace }, (namespace.clone(), name.clone()));
         if name == "*" {
             let (found, plural) = (self.kube.objects(resource, namespace, labels, None)?, resource.plural);
-            let none = || refusal!(ObjectNotFound, "there are no {plural} with labels {labels:?} in {namespace:?}");
-            return if found.is_empty() { Err(none()) } else { Ok(found.keys().cloned().collect()) };
+            ensure!(!found.is_empty(), ObjectNotFound, "there are no {plural} with labels {labels:?} in {namespace:?}");
+            return Ok(found.keys().cloned().collect());
         }
-        let what = || named(resource, namespace, name);
         let exists = name.is_empty() || self.kube.objects(resource, place, "", Some(&object))?.contains_key(&object);
-        ensure!(exists, ObjectNotFound, "{} does not exist", what());
+        ensure!(exists, ObjectNotFound, "{} does not exist", named(resource, namespace, name));
         if resource == &rows {
             return Ok(vec![object]);
         }
         let pods = self.kube.ready(resource, place, &object)?.pods;
-        let pods: Vec<Object> = pods.into_iter().map(|pod| (namespace.clone(), pod)).collect();
-        if pods.is_empty() { Err(refusal!(PartlySeen, "{} has no ready pods", what())) } else { Ok(pods) }
+        ensure!(!pods.is_empty(), PartlySeen, "{} has no ready pods", named(resource, namespace, name));
+        Ok(pods.into_iter().map(|pod| (namespace.clone(), pod)).collect())
     }
+}
 
-    /// A mistake in the question is no state of who was asked. A Sysdig that is none shows in the metric catalogue.
-    fn noted<T>(&self, asked: &'static str, result: Result<T>) -> Result<T> {
-        let callers = [Reason::ObjectNotFound, Reason::PartlySeen, Reason::InvalidRequest, Reason::BackendRejected];
-        let theirs = result.as_ref().is_err_and(|error| callers.contains(&error.reason));
-        if theirs { result } else { changes::noted(asked, result) }
-    }
+/// A mistake in the question is no state of who was asked. A Sysdig that is none shows in the metric catalogue.
+fn noted<T>(asked: &'static str, result: Result<T>) -> Result<T> {
+    let callers = [Reason::ObjectNotFound, Reason::PartlySeen, Reason::InvalidRequest, Reason::BackendRejected];
+    let theirs = result.as_ref().is_err_and(|error| callers.contains(&error.reason));
+    if theirs { result } else { changes::noted(asked, result) }
 }
 
 /// One query, and what its answer comes to for each who asks.
@@ -133,17 +123,16 @@ struct Fetch<'a> {
     handler: &'a Handler,
     question: &'a Question,
     now: u64,
-    /// Whether objects are looked up in lists of the whole cluster.
     wide: bool,
     scope: Scope,
     rows: Rows,
     /// The pods of each object that Sysdig sees, once they are asked for.
-    seen: Option<Result<BTreeMap<Object, u64>>>,
+    seen: OnceCell<Result<BTreeMap<Object, u64>>>,
 }
 
 impl Fetch<'_> {
     /// The values of a reading: those of its objects that have one, or that of a Service out of its pods'.
-    fn items(&mut self, select: &Select, objects: &[Object]) -> Result<Vec<Item>> {
+    fn items(&self, select: &Select, objects: &[Object]) -> Result<Vec<Item>> {
         let (items, errors): (Vec<_>, Vec<_>) = objects.iter().map(|object| self.item(object)).partition(Result::is_ok);
         let items: Vec<Item> = items.into_iter().flatten().collect();
         // What does not pass by itself is told first, and that there is just nothing last.
@@ -164,47 +153,39 @@ impl Fetch<'_> {
         }
     }
 
-    fn item(&mut self, object: &Object) -> Result<Item> {
+    fn item(&self, object: &Object) -> Result<Item> {
         let Question { metric, tuning, resource, labels, .. } = self.question;
         let (what, window, host) = (named(resource, &object.0, &object.1), tuning.window, self.question.is_host());
         // Where no pods are counted, nothing tells idleness from an exporter that died, but for what the agent counts.
         let counted = resource.counts_pods() || **resource == Resource::PODS;
         let provable = !host && (counted || promql::series(self.question).is_ok_and(|(_, kind)| kind == "delta"));
-        let Some(row) = self.rows.get(object).filter(|row| row.value.is_some() || provable).cloned() else {
+        let Some(row) = self.rows.get(object).filter(|row| row.value.is_some() || provable) else {
             let selected = if labels.is_empty() { "" } else { " with the labels of the metric's selector" };
             let ask = "is CLUSTER_NAME the name that Sysdig shows, does the token's team see this namespace, does the agent run?";
             return Err(refusal!(NoData, "Sysdig has no sample of {metric} for {what}{selected} in the last {window} s: {ask}"));
         };
         let value = row.value.unwrap_or(Ok(Quantity::ZERO)).map_err(|reason| no_value(reason, metric, &what, &row.differing))?;
         if row.value.is_none() || (tuning.group == "sum" && resource.counts_pods()) {
-            self.check_all_seen(object, &row)?;
+            let (seen, ready) = self.pods(object, row)?;
+            let part = format!("in the last {window} s it sees {seen} of its {ready} ready pods");
+            let ask = "does the Sysdig agent run on every node?";
+            ensure!(seen >= ready, PartlySeen, "Sysdig has no value of {metric} for all of {what}: {part}, {ask}");
         }
-        let collected = || self.handler.noted(SYSDIG, self.handler.sysdig.is_collected(self.question, self.now));
-        if row.value.is_none() && !collected()? {
-            let ask = "is the id right, and does the agent's mode collect it? (agents in essentials mode send no HTTP metrics)";
-            let what = format!("Sysdig has no sample of {metric} in the whole cluster within a day");
-            return Err(refusal!(MetricNotCollected, "{what}: {ask}"));
-        }
+        let collected = row.value.is_some() || noted(SYSDIG, self.handler.sysdig.is_collected(self.question, self.now))?;
+        let ask = "is the id right, and does the agent's mode collect it? (agents in essentials mode send no HTTP metrics)";
+        ensure!(collected, MetricNotCollected, "Sysdig has no sample of {metric} in the whole cluster within a day: {ask}");
         Ok((object.1.clone(), value, row.end))
     }
 
-    /// Makes sure that Sysdig sees every Ready pod of the object: a sum over fewer would be too small, and silence
-    /// means idleness only if Sysdig sees the whole object.
-    fn check_all_seen(&mut self, object: &Object, row: &Row) -> Result<()> {
-        let (handler, question) = (self.handler, self.question);
-        let (resource, place) = (question.resource, if self.wide { "" } else { &object.0 });
-        let ready = resource.counts_pods().then(|| handler.kube.ready(resource, place, object));
-        let ready = handler.noted(KUBERNETES, ready.transpose())?.map_or(1, |ready| ready.count.max(1));
-        let ask = || handler.noted(SYSDIG, handler.sysdig.pods(question, &self.scope, self.now));
-        let asked = || Ok(*self.seen.get_or_insert_with(ask).as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
-        let seen = row.pods.map_or_else(asked, Ok)?;
-        if seen >= ready {
-            return Ok(());
-        }
-        let (metric, what) = (&question.metric, named(resource, &object.0, &object.1));
-        let seen = format!("in the last {} s it sees {seen} of its {ready} ready pods", question.tuning.window);
-        let ask = "does the Sysdig agent run on every node?";
-        Err(refusal!(PartlySeen, "Sysdig has no value of {metric} for all of {what}: {seen}, {ask}"))
+    /// How many pods of the object Sysdig sees, and how many must be seen: a sum over fewer than are Ready would be too
+    /// small, and silence means idleness only if Sysdig sees the whole object.
+    fn pods(&self, object: &Object, row: &Row) -> Result<(u64, u64)> {
+        let (resource, place) = (self.question.resource, if self.wide { "" } else { &object.0 });
+        let ready = resource.counts_pods().then(|| self.handler.kube.ready(resource, place, object));
+        let ready = noted(KUBERNETES, ready.transpose())?.map_or(1, |ready| ready.count.max(1));
+        let ask = || noted(SYSDIG, self.handler.sysdig.pods(self.question, &self.scope, self.now));
+        let asked = || Ok(*self.seen.get_or_init(ask).as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
+        Ok((row.pods.map_or_else(asked, Ok)?, ready))
     }
 }
 
