@@ -78,20 +78,16 @@ impl Handler {
         self.auth.check(&user, &route, path, review, now)?;
         let (accept, known) = (asked.values("Accept").next(), asked.values("If-None-Match").next());
         let form = negotiate(accept, path.trim_end_matches('/') == "/apis")?;
-        let (kind, text) = match (route, form) {
-            (Route::Read(read), _) => {
+        let text = match route {
+            Route::Read(read) => {
                 let (items, window) = self.read(&read, wait == Wait::Sysdig, unix_now())?;
                 return Ok(metric_value_list(&read, &items, window));
             }
-            (_, Some(version)) => {
-                let kind = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
-                (kind, discovery::document(version, self.config.external).unwrap_or_default())
-            }
-            (Route::Document(document), _) => (JSON.to_owned(), document),
-            (Route::Resources(api), _) => (JSON.to_owned(), lock(&self.resources.1).get(&api).cloned().unwrap_or_default()),
-            (Route::Health(..) | Route::Version, _) => return Ok(version()),
+            Route::Document(plain) => discovery::document(form, self.config.external).unwrap_or(plain),
+            Route::Resources(api) => lock(&self.resources.1).get(&api).cloned().unwrap_or_default(),
+            Route::Health(..) | Route::Version => return Ok(version()),
         };
-        Ok(document(&kind, &text, known))
+        Ok(document(form, &text, known))
     }
 
     /// A front proxy's word counts on its own connections only; all others need a bearer token.
