@@ -47,8 +47,8 @@ pub(crate) struct Handler {
 }
 
 impl Asked {
-    fn values(&self, name: &'static str) -> impl Iterator<Item = &str> {
-        self.request.headers().iter().filter(move |it| it.field.equiv(name)).map(|it| it.value.as_str())
+    fn header(&self, name: &'static str) -> Option<&str> {
+        self.request.headers().iter().find(|it| it.field.equiv(name)).map(|it| it.value.as_str())
     }
 }
 
@@ -76,43 +76,40 @@ impl Handler {
         let route = routed.or_else(|mistake| self.definitions.find("").and(Err(mistake)))?;
         let path = asked.request.url().split('?').next().unwrap_or_default();
         self.auth.check(&user, &route, path, review, now)?;
-        let (accept, known) = (asked.values("Accept").next(), asked.values("If-None-Match").next());
-        let form = negotiate(accept, path.trim_end_matches('/') == "/apis")?;
+        let form = negotiate(asked.header("Accept"), path.trim_end_matches('/') == "/apis")?;
         let text = match route {
             Route::Read(read) => {
                 let (items, window) = self.read(&read, wait == Wait::Sysdig, unix_now())?;
-                return Ok(metric_value_list(&read, &items, window));
+                return Ok(metric_value_list(&read, path, &items, window));
             }
             Route::Document(plain) => discovery::document(form, self.config.external).unwrap_or(plain),
             Route::Resources(api) => lock(&self.resources.1).get(&api).cloned().unwrap_or_default(),
             Route::Health(..) | Route::Version => return Ok(version()),
         };
-        Ok(document(form, &text, known))
+        Ok(document(form, &text, asked.header("If-None-Match")))
     }
 
     /// A front proxy's word counts on its own connections only; all others need a bearer token.
     fn user(&self, asked: &Asked, wait: bool, now: Instant) -> Result<User, Stop> {
-        let named = asked.values("X-Remote").next().filter(|_| asked.front_proxy);
+        let named = asked.header("X-Remote").filter(|_| asked.front_proxy);
         let named: Option<User> = named.and_then(|text| serde_json::from_str(&percent_decode(text, false)?).ok());
         if let Some(user) = named.filter(|user| !user.name.is_empty()) {
             return Ok(user.authenticated());
         }
-        let words = asked.values("Authorization").next().and_then(|value| value.split_once(' '));
+        let words = asked.header("Authorization").and_then(|value| value.split_once(' '));
         let (_, token) = words.filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer")).ok_or_else(unauthenticated)?;
         self.auth.user(token.trim(), wait, now)
     }
 
     /// Never depends on Sysdig: without a ready pod the APIService breaks kubectl and the deletion of namespaces.
     fn health(&self, name: &str, verbose: bool) -> Response {
-        let mut checks = vec![("ping", true)];
-        if name == "readyz" {
-            checks.push(("certificate", self.serving.settled.load(Relaxed)));
-            checks.push(("requestheader", lock(&self.trust.current).is_some()));
-            checks.push(("shutdown", !self.connections.draining.load(Relaxed)));
-        }
-        let passed = checks.iter().all(|(_, passed)| *passed);
+        let (settled, trusted) = (self.serving.settled.load(Relaxed), lock(&self.trust.current).is_some());
+        let serving = !self.connections.draining.load(Relaxed);
+        let checks = [("ping", true), ("certificate", settled), ("requestheader", trusted), ("shutdown", serving)];
+        let checks = checks.into_iter().take(if name == "readyz" { checks.len() } else { 1 });
+        let passed = checks.clone().all(|(_, passed)| passed);
         let line = |(check, ok)| if ok { format!("[+]{check} ok\n") } else { format!("[-]{check} failed\n") };
-        let lines: String = checks.into_iter().map(line).collect();
+        let lines: String = checks.map(line).collect();
         let (status, verdict) = if passed { (200, "passed") } else { (503, "failed") };
         let text = if passed && !verbose { "ok".to_owned() } else { format!("{lines}{name} check {verdict}\n") };
         Response::bytes(status, "text/plain; charset=utf-8", text.into_bytes())
@@ -130,11 +127,10 @@ fn document(content_type: &str, text: &str, if_none_match: Option<&str>) -> Resp
 
 /// As every API server tells its version, with the fields that clients expect.
 fn version() -> Response {
-    let (major, minor) = (env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"));
-    let (version, platform) = (concat!("v", env!("CARGO_PKG_VERSION")), format!("{}/{}", consts::OS, consts::ARCH));
     let version = json!({
-        "major": major, "minor": minor, "gitVersion": version, "platform": platform, "gitCommit": "",
-        "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "",
+        "major": env!("CARGO_PKG_VERSION_MAJOR"), "minor": env!("CARGO_PKG_VERSION_MINOR"),
+        "gitVersion": concat!("v", env!("CARGO_PKG_VERSION")), "platform": format!("{}/{}", consts::OS, consts::ARCH),
+        "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "",
     });
     Response::json(200, &version)
 }

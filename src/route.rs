@@ -93,10 +93,8 @@ pub struct Read {
     pub metric: String,
     /// The selector of the metric, reserved keys included.
     pub selector: Vec<Requirement>,
-    /// Resource, subresource and name as the API server authorizes them: a metric is a subresource of its object.
-    pub access: [String; 3],
-    /// Without the query, for `selfLink`.
-    pub path: String,
+    /// Verb, resource, subresource and name as the API server authorizes them: a metric is a subresource of its object.
+    pub access: [String; 4],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,25 +109,10 @@ pub enum Route {
     Version,
 }
 
-impl Read {
-    /// For the authorizer: `get`, or `list` without a name.
-    pub fn verb(&self) -> &'static str {
-        if self.access.last().is_none_or(String::is_empty) { "list" } else { "get" }
-    }
-
-    pub fn is_external(&self) -> bool {
-        self.api.0 == EXTERNAL
-    }
-}
-
 impl Resource {
     /// Those that have metrics, each under its current group.
     pub fn all() -> impl Iterator<Item = &'static Self> {
-        Self::KNOWN.into_iter().filter(|it| !it.label.is_empty() && !it.is_old())
-    }
-
-    fn is_old(&self) -> bool {
-        self.api_version.starts_with("extensions/") && !self.workload_type.is_empty()
+        Self::KNOWN.into_iter().filter(|it| !it.label.is_empty() && it.api_version != "extensions/v1beta1")
     }
 
     /// Whether an object of it tells how many of its pods are Ready.
@@ -149,7 +132,7 @@ impl Resource {
     /// `pods`, `deployments` or `deployments.apps`; the old group of the same objects counts as well.
     fn namespaced(text: &str, custom: &'static [Self]) -> Result<&'static Self, Error> {
         let known = || Self::all().map(Self::qualified).collect::<Vec<_>>().join(", ");
-        let mut groups = Self::all().chain(Self::KNOWN.into_iter().filter(|it| it.is_old())).chain(custom);
+        let mut groups = Self::KNOWN.into_iter().filter(|it| !it.label.is_empty()).chain(custom);
         match Self::all().find(|it| it.plural == text).or_else(|| groups.find(|it| it.qualified() == text)) {
             Some(resource) if resource.is_namespaced() => Ok(resource),
             Some(Self { plural, .. }) => Err(refusal!(InvalidRequest, "{plural} are read at {plural}/NAME/METRIC")),
@@ -171,16 +154,14 @@ pub fn route(method: &str, target: &str, external: bool, custom: &'static [Resou
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let (segments, query) = (segments(path)?, pairs(query)?);
     let not_found = || not_found(path);
-    let served = || APIS.into_iter().take(2 + usize::from(external));
-    let api = |group, version| served().find(|api| *api == (group, version)).ok_or_else(not_found);
-    let document = || discovery::document(&format!("/{}", segments.join("/")), external).ok_or_else(not_found);
+    let api = |group, version| APIS.into_iter().find(|api| *api == (group, version) && (external || group != EXTERNAL));
     let verbose = || query.iter().any(|(key, _)| key == "verbose");
     let route = match *segments.iter().map(String::as_str).collect::<Vec<_>>() {
         [name @ ("healthz" | "livez" | "readyz")] => Route::Health(name.to_owned(), verbose()),
         ["version"] => Route::Version,
-        ["apis", group, version] => Route::Resources(api(group, version)?),
-        ["apis", group, version, ref rest @ ..] => read(api(group, version)?, rest, custom, &query, path)?,
-        _ => Route::Document(document()?),
+        ["apis", group, version] => Route::Resources(api(group, version).ok_or_else(not_found)?),
+        ["apis", group, version, ref rest @ ..] => read(api(group, version).ok_or_else(not_found)?, rest, custom, &query, path)?,
+        _ => Route::Document(discovery::document(&format!("/{}", segments.join("/")), external).ok_or_else(not_found)?),
     };
     if method == "GET" { Ok(route) } else { Err(read_only(method)) }
 }
@@ -210,12 +191,12 @@ fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, 
     ensure!(is_metric_id(metric), InvalidRequest, "{what} is not a metric id: letters, digits, _ . : - only");
     let (resource, object) = match name.split_once(';') {
         Some((kind, object)) if *described == Resource::SERVICES => (Resource::workload(kind)?, object),
-        _ => (Resource::all().find(|it| described.is_old() && it.kind == described.kind).unwrap_or(described), name),
+        _ => (Resource::workload(described.workload_type).unwrap_or(described), name),
     };
     let access = match rest {
-        [_, _, "metrics", _] => ["metrics", "", metric],
-        ["namespaces", _, _] => [metric, "", ""],
-        _ => [&*described.qualified(), metric, name],
+        [_, _, "metrics", _] => ["get", "metrics", "", metric],
+        ["namespaces", _, _] => ["list", metric, "", ""],
+        _ => ["get", &*described.qualified(), metric, name],
     };
     let access = access.map(str::to_owned);
     let all = name == "*" && !external;
@@ -233,8 +214,8 @@ fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, 
     let selector = selector::parse(&selector(if external { "labelSelector" } else { "metricLabelSelector" }))?;
     let place = if resource.is_namespaced() { namespace } else { "" };
     let select = Select { resource, namespace: place.to_owned(), name: object.to_owned(), labels };
-    let [namespace, name, metric, path] = [namespace, name, metric, path].map(str::to_owned);
-    Ok(Route::Read(Box::new(Read { api, namespace, described, name, select, metric, selector, access, path })))
+    let [namespace, name, metric] = [namespace, name, metric].map(str::to_owned);
+    Ok(Route::Read(Box::new(Read { api, namespace, described, name, select, metric, selector, access })))
 }
 
 /// Nothing else can name an object, so nothing else reaches a query.
@@ -358,7 +339,6 @@ mod tests {
             );
             assert_eq!(read.name, middle.split_once('/').unwrap().1.replace("%3B", ";"));
             assert_eq!((read.namespace.as_str(), read.metric.as_str()), ("default", "net.http.request.count"));
-            assert_eq!(read.path, target);
         }
         let read = read_of("/apis/custom.metrics.k8s.io/v1beta2/namespaces/shop/metrics/cpu.used.percent").unwrap();
         assert_eq!(
@@ -381,8 +361,9 @@ mod tests {
         ];
         for (rest, namespace, access, verb) in table {
             let read = read_of(&format!("/apis/custom.metrics.k8s.io/v1beta2/{rest}")).unwrap();
-            assert_eq!((read.namespace.as_str(), read.verb()), (namespace, verb), "{rest}");
-            assert_eq!(read.access, access.map(str::to_owned), "{rest}");
+            let [resource, subresource, name] = access;
+            assert_eq!(read.namespace, namespace, "{rest}");
+            assert_eq!(read.access, [verb, resource, subresource, name], "{rest}");
         }
     }
 
