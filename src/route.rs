@@ -153,16 +153,16 @@ pub fn route(method: &str, target: &str, external: bool, custom: &'static [Resou
     ensure!(target.len() <= LONGEST_TARGET, InvalidRequest, "path and query are longer than {LONGEST_TARGET} bytes");
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let (segments, query) = (segments(path)?, pairs(query)?);
-    let not_found = || not_found(path);
     let api = |group, version| APIS.into_iter().find(|api| *api == (group, version) && (external || group != EXTERNAL));
     let verbose = || query.iter().any(|(key, _)| key == "verbose");
-    let route = match *segments.iter().map(String::as_str).collect::<Vec<_>>() {
-        [name @ ("healthz" | "livez" | "readyz")] => Route::Health(name.to_owned(), verbose()),
-        ["version"] => Route::Version,
-        ["apis", group, version] => Route::Resources(api(group, version).ok_or_else(not_found)?),
-        ["apis", group, version, ref rest @ ..] => read(api(group, version).ok_or_else(not_found)?, rest, custom, &query, path)?,
-        _ => Route::Document(discovery::document(&format!("/{}", segments.join("/")), external).ok_or_else(not_found)?),
+    let found = match *segments.iter().map(String::as_str).collect::<Vec<_>>() {
+        [name @ ("healthz" | "livez" | "readyz")] => Some(Route::Health(name.to_owned(), verbose())),
+        ["version"] => Some(Route::Version),
+        ["apis", group, version] => api(group, version).map(Route::Resources),
+        ["apis", group, version, ref rest @ ..] => api(group, version).map_or(Ok(None), |api| read(api, rest, custom, &query))?,
+        _ => discovery::document(&format!("/{}", segments.join("/")), external).map(Route::Document),
     };
+    let route = found.ok_or_else(|| refusal!(NotFound, "nothing is served at {}; / lists what is", quoted(path)))?;
     if method == "GET" { Ok(route) } else { Err(read_only(method)) }
 }
 
@@ -170,19 +170,16 @@ pub(crate) fn read_only(method: &str) -> Error {
     refusal!(MethodNotAllowed, "{} is not allowed: metrics are read-only, use GET", quoted(method))
 }
 
-fn not_found(path: &str) -> Error {
-    refusal!(NotFound, "nothing is served at {}; / lists what is", quoted(path))
-}
-
-fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, String)], path: &str) -> Result<Route, Error> {
+/// What is asked of an API below its path; None if nothing is served there.
+fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, String)]) -> Result<Option<Route>> {
     let external = api.0 == EXTERNAL;
     let (namespace, described, name, metric) = match *rest {
         ["namespaces", name, metric] => (name, &Resource::NAMESPACES, name, metric),
-        _ if external => return Err(not_found(path)),
+        _ if external => return Ok(None),
         ["namespaces", name, "metrics", metric] => (name, &Resource::NAMESPACES, name, metric),
         ["namespaces", place, resource, name, metric] => (place, Resource::namespaced(resource, custom)?, name, metric),
         ["nodes", name, metric] => ("", &Resource::NODES, name, metric),
-        ["namespaces"] | ["namespaces", _] | ["namespaces", _, _, _] => return Err(not_found(path)),
+        ["namespaces"] | ["namespaces", _] | ["namespaces", _, _, _] => return Ok(None),
         _ => return Err(refusal!(InvalidRequest, "a metric is read at {PLACES}")),
     };
     let watched = query.iter().any(|(key, value)| key == "watch" && !matches!(value.trim(), "false" | "0"));
@@ -198,7 +195,6 @@ fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, 
         ["namespaces", _, _] => ["list", metric, "", ""],
         _ => ["get", &*described.qualified(), metric, name],
     };
-    let access = access.map(str::to_owned);
     let all = name == "*" && !external;
     let namespace = if all && *described == Resource::NAMESPACES { "" } else { namespace };
     let nowhere = namespace.is_empty();
@@ -214,14 +210,13 @@ fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, 
     let selector = selector::parse(&selector(if external { "labelSelector" } else { "metricLabelSelector" }))?;
     let place = if resource.is_namespaced() { namespace } else { "" };
     let select = Select { resource, namespace: place.to_owned(), name: object.to_owned(), labels };
-    let [namespace, name, metric] = [namespace, name, metric].map(str::to_owned);
-    Ok(Route::Read(Box::new(Read { api, namespace, described, name, select, metric, selector, access })))
+    let (access, [namespace, name, metric]) = (access.map(str::to_owned), [namespace, name, metric].map(str::to_owned));
+    Ok(Some(Route::Read(Box::new(Read { api, namespace, described, name, select, metric, selector, access }))))
 }
 
 /// Nothing else can name an object, so nothing else reaches a query.
 pub(crate) fn is_name(text: &str, longest: usize) -> bool {
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-    (1..=longest).contains(&text.len()) && text.bytes().all(fits)
+    (1..=longest).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
 }
 
 /// Whether a metric of this name can be asked for.
