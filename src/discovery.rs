@@ -35,8 +35,7 @@ pub(crate) fn api_resource_list((group, version): Api, metrics: &[String], defin
     names.dedup();
     let names = if names.is_empty() { well_known } else { names };
     let start = format!(r#"{{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"{group}/{version}","resources":["#);
-    let most = if group == EXTERNAL { 1 } else { usize::MAX };
-    let resources = || Resource::all().chain(&defined.resources).take(most);
+    let resources = || Resource::all().chain(&defined.resources).take(if group == EXTERNAL { 1 } else { usize::MAX });
     let parts = [own, names];
     let all = parts.iter().flat_map(|names| resources().map(move |resource| (resource, names)));
     let all = all.flat_map(|(resource, names)| names.iter().map(move |name| entry(group, resource, name)));

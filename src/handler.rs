@@ -46,10 +46,8 @@ pub(crate) struct Handler {
     pub(crate) resources: (Mutex<Vec<String>>, Mutex<BTreeMap<route::Api, String>>),
 }
 
-impl Asked {
-    fn header(&self, name: &'static str) -> Option<&str> {
-        self.request.headers().iter().find(|it| it.field.equiv(name)).map(|it| it.value.as_str())
-    }
+fn header<'a>(asked: &'a Asked, name: &'static str) -> Option<&'a str> {
+    asked.request.headers().iter().find(|it| it.field.equiv(name)).map(|it| it.value.as_str())
 }
 
 impl Handler {
@@ -76,7 +74,7 @@ impl Handler {
         let route = routed.or_else(|mistake| self.definitions.find("").and(Err(mistake)))?;
         let path = asked.request.url().split('?').next().unwrap_or_default();
         self.auth.check(&user, &route, path, review, now)?;
-        let form = negotiate(asked.header("Accept"), path.trim_end_matches('/') == "/apis")?;
+        let form = negotiate(header(asked, "Accept"), path.trim_end_matches('/') == "/apis")?;
         let text = match route {
             Route::Read(read) => {
                 let (items, window) = self.read(&read, wait == Wait::Sysdig, unix_now())?;
@@ -88,7 +86,7 @@ impl Handler {
         };
         // The aggregator asks for all documents every minute, and has them already.
         let tag = etag(text.as_bytes());
-        let known = not_modified(asked.header("If-None-Match"), &tag);
+        let known = not_modified(header(asked, "If-None-Match"), &tag);
         let (status, body) = if known { (304, Vec::new()) } else { (200, text.into_bytes()) };
         let headers = vec![("Content-Type", form.to_owned()), ("ETag", tag), ("Vary", "Accept".to_owned())];
         Ok(Response { status, headers, body })
@@ -96,12 +94,12 @@ impl Handler {
 
     /// A front proxy's word counts on its own connections only; all others need a bearer token.
     fn user(&self, asked: &Asked, wait: bool, now: Instant) -> Result<User, Stop> {
-        let named = asked.header("X-Remote").filter(|_| asked.front_proxy);
+        let named = header(asked, "X-Remote").filter(|_| asked.front_proxy);
         let named: Option<User> = named.and_then(|text| serde_json::from_str(&percent_decode(text, false)?).ok());
         if let Some(user) = named.filter(|user| !user.name.is_empty()) {
             return Ok(user.authenticated());
         }
-        let words = asked.header("Authorization").and_then(|value| value.split_once(' '));
+        let words = header(asked, "Authorization").and_then(|value| value.split_once(' '));
         let (_, token) = words.filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer")).ok_or_else(unauthenticated)?;
         self.auth.user(token.trim(), wait, now)
     }

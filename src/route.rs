@@ -221,9 +221,8 @@ pub(crate) fn is_name(text: &str, longest: usize) -> bool {
 
 /// Whether a metric of this name can be asked for.
 pub fn is_metric_id(text: &str) -> bool {
-    text.len() <= LONGEST_METRIC
-        && text.contains(|c: char| c.is_ascii_alphanumeric())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:-".contains(&b))
+    let plain = |c: char| c.is_ascii_alphanumeric();
+    text.len() <= LONGEST_METRIC && text.contains(plain) && text.chars().all(|c| plain(c) || "_.:-".contains(c))
 }
 
 /// The decoded segments of a path. One trailing slash is no segment.
