@@ -9,10 +9,10 @@ use std::{hash::DefaultHasher, hash::Hasher, sync::LazyLock};
 
 /// Largest resource list. The aggregator fetches five copies in parallel every 30 seconds, per version.
 const MAX_BODY: usize = 256 * 1024;
-/// With external metrics or without, by path or form; the aggregated ones list no resources to stay small.
+/// With external metrics or without, by path or, aggregated, by content type; these list no resources to stay small.
 static DOCUMENTS: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(include_str!("discovery.json")).unwrap_or_default());
 
-/// What is the same whatever happens, by its path, or by its form if it has one of its own.
+/// What is the same whatever happens, by its path or the content type of its own.
 pub(crate) fn document(path: &str, external: bool) -> Option<String> {
     let openapi = match path.strip_prefix("/openapi/") {
         Some("v2") => include_str!("openapi-v2.json"),
@@ -49,12 +49,6 @@ pub(crate) fn api_resource_list((group, version): Api, metrics: &[String], defin
 
 /// Media ranges of an `Accept` header that are looked at; clients send three.
 const MAX_RANGES: usize = 64;
-/// The plain form, and those of one document with groups and versions.
-const FORMS: [&str; 3] = [
-    JSON,
-    "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
-    "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
-];
 
 /// It need not withstand attack: all bodies are our own. Replicas of one build agree, as the hasher's keys are fixed.
 pub(crate) fn etag(body: &[u8]) -> String {
@@ -70,7 +64,8 @@ pub(crate) fn not_modified(if_none_match: Option<&str>, etag: &str) -> bool {
     tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
-/// The form that `Accept` prefers, the plain one only unless it is `apis` that are asked for. Errors: none is acceptable.
+/// The content type that `Accept` prefers: JSON or, where it is `apis` that are asked for, that of one document with
+/// groups and versions. Errors: none is acceptable.
 pub(crate) fn negotiate(accept: Option<&str>, apis: bool) -> Result<&'static str> {
     let accept = accept.filter(|text| text.contains(|c: char| c != ',' && !c.is_whitespace())).unwrap_or("*/*");
     let ranges = accept.split(',').map(str::trim).filter(|range| !range.is_empty()).take(MAX_RANGES);
@@ -80,7 +75,7 @@ pub(crate) fn negotiate(accept: Option<&str>, apis: bool) -> Result<&'static str
     best.map(|(_, form)| form).ok_or_else(refused)
 }
 
-/// Quality and form. With any of `g`, `v` and `as` another object is asked for (kubectl asks for tables).
+/// Quality and content type. With any of `g`, `v` and `as` another object is asked for (kubectl asks for tables).
 /// Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/#alternate-representations-of-resources>.
 fn range(text: &str) -> Option<(f32, &'static str)> {
     let mut parts = text.split(';').map(str::trim);
@@ -89,10 +84,12 @@ fn range(text: &str) -> Option<(f32, &'static str)> {
     let pairs = pairs.map(|(key, value)| (key.trim().to_ascii_lowercase(), value.trim().trim_matches('"')));
     let parameters: BTreeMap<_, _> = pairs.collect();
     let quality = parameters.get("q").unwrap_or(&"1").parse().ok().filter(|weight| (0.0..=1.0).contains(weight))?;
-    let special = ["g", "v", "as"].into_iter().filter_map(|key| Some(format!(";{key}={}", parameters.get(key)?)));
-    let asked = essence + &special.collect::<String>();
-    let any = ["*/*", "application/*"].contains(&asked.as_str());
-    FORMS.into_iter().find(|form| any || *form == asked).map(|form| (quality, form))
+    let special = ["g", "v", "as"].map(|key| parameters.get(key).map_or_else(String::new, |it| format!(";{key}={it}")));
+    match (essence.as_str(), special.concat().as_str()) {
+        ("*/*" | "application/*" | JSON, "") => Some((quality, JSON)),
+        (JSON, special) => Some((quality, DOCUMENTS["true"].as_object()?.get_key_value(&format!("{JSON}{special}"))?.0)),
+        _ => None,
+    }
 }
 
 fn entry(group: &str, resource: &Resource, metric: &str) -> String {
@@ -159,8 +156,9 @@ mod tests {
 
     #[test]
     fn the_aggregated_document_names_its_version_and_no_resources() {
-        for (form, version) in FORMS.into_iter().skip(1).zip(["v2", "v2beta1"]) {
-            let document = document(form, false).unwrap();
+        for version in ["v2", "v2beta1"] {
+            let form = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+            let document = document(&form, false).unwrap();
             let expected = json!({
                 "kind": "APIGroupDiscoveryList",
                 "apiVersion": format!("apidiscovery.k8s.io/{version}"),
