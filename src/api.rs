@@ -25,7 +25,7 @@ impl Response {
 }
 
 /// The answer to a read, fields in the order of the walk-through.
-pub(crate) fn metric_value_list(read: &Read, items: &[Item], window: u64) -> Response {
+pub(crate) fn metric_value_list(read: &Read, path: &str, items: &[Item], window: u64) -> Response {
     let (Read { api: (group, version), described, .. }, metric) = (read, json!(read.metric));
     let Resource { kind, api_version, .. } = described;
     let selector = label_selector(&read.selector);
@@ -42,8 +42,8 @@ pub(crate) fn metric_value_list(read: &Read, items: &[Item], window: u64) -> Res
         };
         format!(r#"{{{subject},"timestamp":"{end}","{seconds}":{window},"value":"{quantity}"}}"#)
     });
-    let (items, link) = (items.collect::<Vec<_>>().join(","), json!(read.path));
-    let kind = if read.is_external() { "ExternalMetricValueList" } else { "MetricValueList" };
+    let (items, link) = (items.collect::<Vec<_>>().join(","), json!(path));
+    let kind = if *group == EXTERNAL { "ExternalMetricValueList" } else { "MetricValueList" };
     let list =
         format!(r#"{{"kind":"{kind}","apiVersion":"{group}/{version}","metadata":{{"selfLink":{link}}},"items":[{items}]}}"#);
     Response::bytes(200, JSON, list.into_bytes())
@@ -59,7 +59,8 @@ mod tests {
     fn answer(target: &str) -> Value {
         let Ok(Route::Read(read)) = route("GET", target, true, &[]) else { panic!("{target}") };
         let item = |name: &str| (name.to_owned(), Quantity::parse("6.75").unwrap(), 1_562_514_927);
-        serde_json::from_slice(&metric_value_list(&read, &[item("kuard-1"), item("kuard-2")], 60).body).unwrap()
+        let path = target.split('?').next().unwrap();
+        serde_json::from_slice(&metric_value_list(&read, path, &[item("kuard-1"), item("kuard-2")], 60).body).unwrap()
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl Auth {
         // Who may read everything is asked about once, not for each object: "*" and empty mean all in a review.
         if let (Route::Read(read), Err(_)) = (route, &known) {
             let mut wide = json!(user);
-            wide["resourceAttributes"] = json!({ "verb": read.verb(), "group": read.api.0, "version": "*", "resource": "*" });
+            wide["resourceAttributes"] = json!({ "verb": read.access[0], "group": read.api.0, "version": "*", "resource": "*" });
             if self.status(ACCESS_REVIEW, &wide, wait, now)?["allowed"] == true {
                 return Ok(());
             }
@@ -134,9 +134,9 @@ fn spec(user: &User, route: &Route, path: &str) -> Value {
         spec["nonResourceAttributes"] = json!({ "path": path, "verb": "get" });
         return spec;
     };
-    let Read { api: (group, version), namespace, access: [resource, subresource, name], .. } = &**read;
+    let Read { api: (group, version), namespace, access: [verb, resource, subresource, name], .. } = &**read;
     spec["resourceAttributes"] = json!({
-        "namespace": namespace, "verb": read.verb(), "group": group, "version": version,
+        "namespace": namespace, "verb": verb, "group": group, "version": version,
         "resource": resource, "subresource": subresource, "name": name,
     });
     spec
@@ -147,8 +147,8 @@ fn forbidden(user: &str, route: &Route, path: &str, reason: &str) -> Error {
     let filled = |text: &str, shown: String| if text.is_empty() { String::new() } else { shown };
     let (who, why) = (format!("User {user:?} cannot"), filled(reason, format!(": {reason}")));
     let Route::Read(read) = route else { return refusal!(Forbidden, "forbidden: {who} get path {path:?}{why}") };
-    let Read { api: (group, _), namespace, access: [resource, subresource, name], .. } = &**read;
-    let (verb, whole) = (read.verb(), format!("{resource}{}", filled(subresource, format!("/{subresource}"))));
+    let Read { api: (group, _), namespace, access: [verb, resource, subresource, name], .. } = &**read;
+    let whole = format!("{resource}{}", filled(subresource, format!("/{subresource}")));
     let what = format!("{resource}.{group}{}", filled(name, format!(" {name:?}")));
     let at = if namespace.is_empty() { "at the cluster scope" } else { &format!("in the namespace {namespace:?}") };
     refusal!(Forbidden, "{what} is forbidden: {who} {verb} resource {whole:?} in API group {group:?} {at}{why}")

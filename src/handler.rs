@@ -46,10 +46,8 @@ pub(crate) struct Handler {
     pub(crate) resources: (Mutex<Vec<String>>, Mutex<BTreeMap<route::Api, String>>),
 }
 
-impl Asked {
-    fn values(&self, name: &'static str) -> impl Iterator<Item = &str> {
-        self.request.headers().iter().filter(move |it| it.field.equiv(name)).map(|it| it.value.as_str())
-    }
+fn header<'a>(asked: &'a Asked, name: &'static str) -> Option<&'a str> {
+    asked.request.headers().iter().find(|it| it.field.equiv(name)).map(|it| it.value.as_str())
 }
 
 impl Handler {
@@ -76,69 +74,57 @@ impl Handler {
         let route = routed.or_else(|mistake| self.definitions.find("").and(Err(mistake)))?;
         let path = asked.request.url().split('?').next().unwrap_or_default();
         self.auth.check(&user, &route, path, review, now)?;
-        let (accept, known) = (asked.values("Accept").next(), asked.values("If-None-Match").next());
-        let form = negotiate(accept, path.trim_end_matches('/') == "/apis")?;
-        let (kind, text) = match (route, form) {
-            (Route::Read(read), _) => {
+        let form = negotiate(header(asked, "Accept"), path.trim_end_matches('/') == "/apis")?;
+        let text = match route {
+            Route::Read(read) => {
                 let (items, window) = self.read(&read, wait == Wait::Sysdig, unix_now())?;
-                return Ok(metric_value_list(&read, &items, window));
+                return Ok(metric_value_list(&read, path, &items, window));
             }
-            (_, Some(version)) => {
-                let kind = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
-                (kind, discovery::document(version, self.config.external).unwrap_or_default())
-            }
-            (Route::Document(document), _) => (JSON.to_owned(), document),
-            (Route::Resources(api), _) => (JSON.to_owned(), lock(&self.resources.1).get(&api).cloned().unwrap_or_default()),
-            (Route::Health(..) | Route::Version, _) => return Ok(version()),
+            Route::Document(plain) => discovery::document(form, self.config.external).unwrap_or(plain),
+            Route::Resources(api) => lock(&self.resources.1).get(&api).cloned().unwrap_or_default(),
+            Route::Health(..) | Route::Version => return Ok(version()),
         };
-        Ok(document(&kind, &text, known))
+        // The aggregator asks for all documents every minute, and has them already.
+        let tag = etag(text.as_bytes());
+        let known = not_modified(header(asked, "If-None-Match"), &tag);
+        let (status, body) = if known { (304, Vec::new()) } else { (200, text.into_bytes()) };
+        let headers = vec![("Content-Type", form.to_owned()), ("ETag", tag), ("Vary", "Accept".to_owned())];
+        Ok(Response { status, headers, body })
     }
 
     /// A front proxy's word counts on its own connections only; all others need a bearer token.
     fn user(&self, asked: &Asked, wait: bool, now: Instant) -> Result<User, Stop> {
-        let named = asked.values("X-Remote").next().filter(|_| asked.front_proxy);
+        let named = header(asked, "X-Remote").filter(|_| asked.front_proxy);
         let named: Option<User> = named.and_then(|text| serde_json::from_str(&percent_decode(text, false)?).ok());
         if let Some(user) = named.filter(|user| !user.name.is_empty()) {
             return Ok(user.authenticated());
         }
-        let words = asked.values("Authorization").next().and_then(|value| value.split_once(' '));
+        let words = header(asked, "Authorization").and_then(|value| value.split_once(' '));
         let (_, token) = words.filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer")).ok_or_else(unauthenticated)?;
         self.auth.user(token.trim(), wait, now)
     }
 
     /// Never depends on Sysdig: without a ready pod the APIService breaks kubectl and the deletion of namespaces.
     fn health(&self, name: &str, verbose: bool) -> Response {
-        let mut checks = vec![("ping", true)];
-        if name == "readyz" {
-            checks.push(("certificate", self.serving.settled.load(Relaxed)));
-            checks.push(("requestheader", lock(&self.trust.current).is_some()));
-            checks.push(("shutdown", !self.connections.draining.load(Relaxed)));
-        }
-        let passed = checks.iter().all(|(_, passed)| *passed);
+        let (settled, trusted) = (self.serving.settled.load(Relaxed), lock(&self.trust.current).is_some());
+        let serving = !self.connections.draining.load(Relaxed);
+        let checks = [("ping", true), ("certificate", settled), ("requestheader", trusted), ("shutdown", serving)];
+        let checks = checks.into_iter().take(if name == "readyz" { checks.len() } else { 1 });
+        let passed = checks.clone().all(|(_, passed)| passed);
         let line = |(check, ok)| if ok { format!("[+]{check} ok\n") } else { format!("[-]{check} failed\n") };
-        let lines: String = checks.into_iter().map(line).collect();
+        let lines: String = checks.map(line).collect();
         let (status, verdict) = if passed { (200, "passed") } else { (503, "failed") };
         let text = if passed && !verbose { "ok".to_owned() } else { format!("{lines}{name} check {verdict}\n") };
         Response::bytes(status, "text/plain; charset=utf-8", text.into_bytes())
     }
 }
 
-/// A document, or 304 for who has it already. The aggregator asks for all of them every minute.
-fn document(content_type: &str, text: &str, if_none_match: Option<&str>) -> Response {
-    let tag = etag(text.as_bytes());
-    let (status, body) = if not_modified(if_none_match, &tag) { (304, "") } else { (200, text) };
-    let mut response = Response::bytes(status, content_type, body.as_bytes().to_vec());
-    response.headers.extend([("ETag", tag), ("Vary", "Accept".to_owned())]);
-    response
-}
-
 /// As every API server tells its version, with the fields that clients expect.
 fn version() -> Response {
-    let (major, minor) = (env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"));
-    let (version, platform) = (concat!("v", env!("CARGO_PKG_VERSION")), format!("{}/{}", consts::OS, consts::ARCH));
     let version = json!({
-        "major": major, "minor": minor, "gitVersion": version, "platform": platform, "gitCommit": "",
-        "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "",
+        "major": env!("CARGO_PKG_VERSION_MAJOR"), "minor": env!("CARGO_PKG_VERSION_MINOR"),
+        "gitVersion": concat!("v", env!("CARGO_PKG_VERSION")), "platform": format!("{}/{}", consts::OS, consts::ARCH),
+        "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "",
     });
     Response::json(200, &version)
 }

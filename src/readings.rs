@@ -58,7 +58,7 @@ impl Handler {
         }
         // Nobody having declared an aggregation, an external metric must be one series, where that can be told; of each
         // object a template's must be one, and what the agent itself tells is one for each container.
-        let single = promql && (read.is_external() || question.metric.contains('{'));
+        let single = promql && (read.api.0 == EXTERNAL || question.metric.contains('{'));
         let own = question.metric.contains('.') || question.metric.starts_with("sysdig_");
         if question.tuning.group.is_empty() && !single {
             question.tuning.group = if promql && !own { promql::EACH } else { "avg" };

@@ -93,10 +93,8 @@ pub struct Read {
     pub metric: String,
     /// The selector of the metric, reserved keys included.
     pub selector: Vec<Requirement>,
-    /// Resource, subresource and name as the API server authorizes them: a metric is a subresource of its object.
-    pub access: [String; 3],
-    /// Without the query, for `selfLink`.
-    pub path: String,
+    /// Verb, resource, subresource and name as the API server authorizes them: a metric is a subresource of its object.
+    pub access: [String; 4],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,25 +109,10 @@ pub enum Route {
     Version,
 }
 
-impl Read {
-    /// For the authorizer: `get`, or `list` without a name.
-    pub fn verb(&self) -> &'static str {
-        if self.access.last().is_none_or(String::is_empty) { "list" } else { "get" }
-    }
-
-    pub fn is_external(&self) -> bool {
-        self.api.0 == EXTERNAL
-    }
-}
-
 impl Resource {
     /// Those that have metrics, each under its current group.
     pub fn all() -> impl Iterator<Item = &'static Self> {
-        Self::KNOWN.into_iter().filter(|it| !it.label.is_empty() && !it.is_old())
-    }
-
-    fn is_old(&self) -> bool {
-        self.api_version.starts_with("extensions/") && !self.workload_type.is_empty()
+        Self::KNOWN.into_iter().filter(|it| !it.label.is_empty() && it.api_version != "extensions/v1beta1")
     }
 
     /// Whether an object of it tells how many of its pods are Ready.
@@ -149,7 +132,7 @@ impl Resource {
     /// `pods`, `deployments` or `deployments.apps`; the old group of the same objects counts as well.
     fn namespaced(text: &str, custom: &'static [Self]) -> Result<&'static Self, Error> {
         let known = || Self::all().map(Self::qualified).collect::<Vec<_>>().join(", ");
-        let mut groups = Self::all().chain(Self::KNOWN.into_iter().filter(|it| it.is_old())).chain(custom);
+        let mut groups = Self::KNOWN.into_iter().filter(|it| !it.label.is_empty()).chain(custom);
         match Self::all().find(|it| it.plural == text).or_else(|| groups.find(|it| it.qualified() == text)) {
             Some(resource) if resource.is_namespaced() => Ok(resource),
             Some(Self { plural, .. }) => Err(refusal!(InvalidRequest, "{plural} are read at {plural}/NAME/METRIC")),
@@ -170,18 +153,16 @@ pub fn route(method: &str, target: &str, external: bool, custom: &'static [Resou
     ensure!(target.len() <= LONGEST_TARGET, InvalidRequest, "path and query are longer than {LONGEST_TARGET} bytes");
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let (segments, query) = (segments(path)?, pairs(query)?);
-    let not_found = || not_found(path);
-    let served = || APIS.into_iter().take(2 + usize::from(external));
-    let api = |group, version| served().find(|api| *api == (group, version)).ok_or_else(not_found);
-    let document = || discovery::document(&format!("/{}", segments.join("/")), external).ok_or_else(not_found);
+    let api = |group, version| APIS.into_iter().find(|api| *api == (group, version) && (external || group != EXTERNAL));
     let verbose = || query.iter().any(|(key, _)| key == "verbose");
-    let route = match *segments.iter().map(String::as_str).collect::<Vec<_>>() {
-        [name @ ("healthz" | "livez" | "readyz")] => Route::Health(name.to_owned(), verbose()),
-        ["version"] => Route::Version,
-        ["apis", group, version] => Route::Resources(api(group, version)?),
-        ["apis", group, version, ref rest @ ..] => read(api(group, version)?, rest, custom, &query, path)?,
-        _ => Route::Document(document()?),
+    let found = match *segments.iter().map(String::as_str).collect::<Vec<_>>() {
+        [name @ ("healthz" | "livez" | "readyz")] => Some(Route::Health(name.to_owned(), verbose())),
+        ["version"] => Some(Route::Version),
+        ["apis", group, version] => api(group, version).map(Route::Resources),
+        ["apis", group, version, ref rest @ ..] => api(group, version).map_or(Ok(None), |api| read(api, rest, custom, &query))?,
+        _ => discovery::document(&format!("/{}", segments.join("/")), external).map(Route::Document),
     };
+    let route = found.ok_or_else(|| refusal!(NotFound, "nothing is served at {}; / lists what is", quoted(path)))?;
     if method == "GET" { Ok(route) } else { Err(read_only(method)) }
 }
 
@@ -189,19 +170,16 @@ pub(crate) fn read_only(method: &str) -> Error {
     refusal!(MethodNotAllowed, "{} is not allowed: metrics are read-only, use GET", quoted(method))
 }
 
-fn not_found(path: &str) -> Error {
-    refusal!(NotFound, "nothing is served at {}; / lists what is", quoted(path))
-}
-
-fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, String)], path: &str) -> Result<Route, Error> {
+/// What is asked of an API below its path; None if nothing is served there.
+fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, String)]) -> Result<Option<Route>> {
     let external = api.0 == EXTERNAL;
     let (namespace, described, name, metric) = match *rest {
         ["namespaces", name, metric] => (name, &Resource::NAMESPACES, name, metric),
-        _ if external => return Err(not_found(path)),
+        _ if external => return Ok(None),
         ["namespaces", name, "metrics", metric] => (name, &Resource::NAMESPACES, name, metric),
         ["namespaces", place, resource, name, metric] => (place, Resource::namespaced(resource, custom)?, name, metric),
         ["nodes", name, metric] => ("", &Resource::NODES, name, metric),
-        ["namespaces"] | ["namespaces", _] | ["namespaces", _, _, _] => return Err(not_found(path)),
+        ["namespaces"] | ["namespaces", _] | ["namespaces", _, _, _] => return Ok(None),
         _ => return Err(refusal!(InvalidRequest, "a metric is read at {PLACES}")),
     };
     let watched = query.iter().any(|(key, value)| key == "watch" && !matches!(value.trim(), "false" | "0"));
@@ -210,14 +188,13 @@ fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, 
     ensure!(is_metric_id(metric), InvalidRequest, "{what} is not a metric id: letters, digits, _ . : - only");
     let (resource, object) = match name.split_once(';') {
         Some((kind, object)) if *described == Resource::SERVICES => (Resource::workload(kind)?, object),
-        _ => (Resource::all().find(|it| described.is_old() && it.kind == described.kind).unwrap_or(described), name),
+        _ => (Resource::workload(described.workload_type).unwrap_or(described), name),
     };
     let access = match rest {
-        [_, _, "metrics", _] => ["metrics", "", metric],
-        ["namespaces", _, _] => [metric, "", ""],
-        _ => [&*described.qualified(), metric, name],
+        [_, _, "metrics", _] => ["get", "metrics", "", metric],
+        ["namespaces", _, _] => ["list", metric, "", ""],
+        _ => ["get", &*described.qualified(), metric, name],
     };
-    let access = access.map(str::to_owned);
     let all = name == "*" && !external;
     let namespace = if all && *described == Resource::NAMESPACES { "" } else { namespace };
     let nowhere = namespace.is_empty();
@@ -233,21 +210,19 @@ fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, 
     let selector = selector::parse(&selector(if external { "labelSelector" } else { "metricLabelSelector" }))?;
     let place = if resource.is_namespaced() { namespace } else { "" };
     let select = Select { resource, namespace: place.to_owned(), name: object.to_owned(), labels };
-    let [namespace, name, metric, path] = [namespace, name, metric, path].map(str::to_owned);
-    Ok(Route::Read(Box::new(Read { api, namespace, described, name, select, metric, selector, access, path })))
+    let (access, [namespace, name, metric]) = (access.map(str::to_owned), [namespace, name, metric].map(str::to_owned));
+    Ok(Some(Route::Read(Box::new(Read { api, namespace, described, name, select, metric, selector, access }))))
 }
 
 /// Nothing else can name an object, so nothing else reaches a query.
 pub(crate) fn is_name(text: &str, longest: usize) -> bool {
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-    (1..=longest).contains(&text.len()) && text.bytes().all(fits)
+    (1..=longest).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
 }
 
 /// Whether a metric of this name can be asked for.
 pub fn is_metric_id(text: &str) -> bool {
-    text.len() <= LONGEST_METRIC
-        && text.contains(|c: char| c.is_ascii_alphanumeric())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:-".contains(&b))
+    let plain = |c: char| c.is_ascii_alphanumeric();
+    text.len() <= LONGEST_METRIC && text.contains(plain) && text.chars().all(|c| plain(c) || "_.:-".contains(c))
 }
 
 /// The decoded segments of a path. One trailing slash is no segment.
@@ -358,7 +333,6 @@ mod tests {
             );
             assert_eq!(read.name, middle.split_once('/').unwrap().1.replace("%3B", ";"));
             assert_eq!((read.namespace.as_str(), read.metric.as_str()), ("default", "net.http.request.count"));
-            assert_eq!(read.path, target);
         }
         let read = read_of("/apis/custom.metrics.k8s.io/v1beta2/namespaces/shop/metrics/cpu.used.percent").unwrap();
         assert_eq!(
@@ -381,8 +355,9 @@ mod tests {
         ];
         for (rest, namespace, access, verb) in table {
             let read = read_of(&format!("/apis/custom.metrics.k8s.io/v1beta2/{rest}")).unwrap();
-            assert_eq!((read.namespace.as_str(), read.verb()), (namespace, verb), "{rest}");
-            assert_eq!(read.access, access.map(str::to_owned), "{rest}");
+            let [resource, subresource, name] = access;
+            assert_eq!(read.namespace, namespace, "{rest}");
+            assert_eq!(read.access, [verb, resource, subresource, name], "{rest}");
         }
     }
 
