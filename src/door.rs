@@ -4,12 +4,12 @@
 //! answer and goes on: the inner server's pool cannot starve, and nothing can be smuggled behind a request.
 
 use crate::prelude::*;
-use crate::{connections::Ticket, head, head::Head, random, requestheader::RequestHeader, server};
+use crate::{connections::Ticket, head::Head, random, requestheader::RequestHeader, server};
 use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::UnixTime};
 use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::{mem, os::unix::net::UnixStream, path::Path, path::PathBuf};
+use std::{os::unix::net::UnixStream, path::Path, path::PathBuf};
 
 /// For a handshake, for a head, and for an answer to be taken.
 const STEP: Duration = Duration::from_secs(10);
@@ -20,8 +20,8 @@ const INNER: Duration = Duration::from_secs(60);
 const VERDICT: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: u64 = 256 * 1024;
-const HEAD_UNVERIFIED: usize = 32 * 1024;
-const HEAD_FRONT_PROXY: usize = 1024 * 1024;
+const HEAD_UNVERIFIED: u64 = 32 * 1024;
+const HEAD_FRONT_PROXY: u64 = 1024 * 1024;
 
 pub(crate) struct Door {
     pub(crate) connections: &'static Connections,
@@ -59,19 +59,17 @@ impl Door {
         while tls.conn.is_handshaking() {
             tls.conn.complete_io(&mut tls.sock)?;
         }
-        let mut peer = Peer { tls, ticket, verdict: None, buffer: Vec::new() };
-        let retire = Instant::now() + self.age.mul_f64(1.0 + random() / 5.0);
-        loop {
+        let mut peer = Peer { tls, ticket, verdict: None };
+        let (retire, mut last) = (Instant::now() + self.age.mul_f64(1.0 + random() / 5.0), false);
+        while !last {
             let verified = peer.judge(self.trust, None).is_some();
-            let Some(head) = peer.read_head(verified)? else { return peer.close() };
+            let Some(head) = peer.read_head(verified)? else { break };
             let answered = head.and_then(|head| self.answer(&mut peer, &head));
             let (answer, keep) = answered.unwrap_or_else(|error| (encode(&error.response()), false));
-            let last = !keep || self.connections.draining.load(Relaxed) || Instant::now() >= retire;
+            last = !keep || self.connections.draining.load(Relaxed) || Instant::now() >= retire;
             peer.send(answer, last)?;
-            if last {
-                return peer.close();
-            }
         }
+        peer.close()
     }
 
     /// The inner server's answer, and whether the connection can go on.
@@ -80,10 +78,8 @@ impl Door {
         let identity = peer.judge(self.trust, Some(!self.connections.crowded()));
         let socket = if identity.is_some() { &self.front_proxy } else { &self.direct };
         let answer = exchange(socket, &head.rebuild(identity.as_ref().map(|config| &config.headers)));
-        let failed = |error| {
-            log::warn!("inner server: {error}");
-            refusal!(Internal, "the adapter failed to answer; its log says why (kubectl logs)")
-        };
+        let answer = answer.inspect_err(|error| log::warn!("inner server: {error}"));
+        let failed = |_| refusal!(Internal, "the adapter failed to answer; its log says why (kubectl logs)");
         Ok((answer.map_err(failed)?, head.keep_alive))
     }
 }
@@ -144,8 +140,6 @@ struct Peer<'a> {
     ticket: &'a Ticket,
     /// How the certificate was judged, under which configuration and when.
     verdict: Option<(Arc<RequestHeader>, Instant, bool)>,
-    /// What was received and not yet answered.
-    buffer: Vec<u8>,
 }
 
 impl Peer<'_> {
@@ -157,44 +151,36 @@ impl Peer<'_> {
     }
 
     fn accepts(&mut self, config: &Arc<RequestHeader>) -> bool {
-        let now = Instant::now();
-        let fresh = |at: Instant| now.duration_since(at) < VERDICT;
-        if let Some((_, _, verified)) = self.verdict.as_ref().filter(|it| Arc::ptr_eq(&it.0, config) && fresh(it.1)) {
-            return *verified;
+        if !self.verdict.as_ref().is_some_and(|(under, at, _)| Arc::ptr_eq(under, config) && at.elapsed() < VERDICT) {
+            let judged = config.judge(self.tls.conn.peer_certificates().unwrap_or_default(), UnixTime::now());
+            let verified = judged.inspect_err(|reason| log::debug!("{reason}")).is_ok();
+            self.verdict = Some((config.clone(), Instant::now(), verified));
         }
-        let judged = config.judge(self.tls.conn.peer_certificates().unwrap_or_default(), UnixTime::now());
-        let verified = judged.inspect_err(|reason| log::debug!("{reason}")).is_ok();
-        self.verdict = Some((config.clone(), now, verified));
-        verified
+        self.verdict.as_ref().is_some_and(|(.., verified)| *verified)
     }
 
     /// The next head; None if the peer is done or silent for too long.
     fn read_head(&mut self, verified: bool) -> io::Result<Option<Result<Vec<u8>, Error>>> {
         let limit = if verified { HEAD_FRONT_PROXY } else { HEAD_UNVERIFIED };
-        let (mut searched, mut chunk) = (0, [0; 8 * 1024]);
-        self.tls.sock.deadline = Instant::now() + if self.buffer.is_empty() { IDLE } else { STEP };
-        loop {
-            self.ticket.set(verified, !self.buffer.is_empty());
-            if let Some(length) = head::end(&self.buffer, searched).filter(|length| *length <= limit) {
-                let rest = self.buffer.split_off(length);
-                return Ok(Some(Ok(mem::replace(&mut self.buffer, rest))));
-            }
-            if self.buffer.len() >= limit {
-                return Ok(Some(Err(refusal!(HeadTooLarge, "the request head is larger than {limit} bytes"))));
-            }
-            searched = self.buffer.len();
-            match self.tls.read(&mut chunk) {
-                Err(error) if matches!(error.kind(), TimedOut | WouldBlock) && searched > 0 => {
-                    return Ok(Some(Err(refusal!(RequestTimeout, "the request head did not arrive within {STEP:?}"))));
-                }
-                Err(error) if matches!(error.kind(), TimedOut | WouldBlock | UnexpectedEof) => return Ok(None),
-                Ok(0) => return Ok(None),
-                received => self.buffer.extend_from_slice(chunk.get(..received?).unwrap_or_default()),
-            }
-            if searched == 0 {
-                self.tls.sock.deadline = Instant::now() + STEP;
-            }
+        self.ticket.set(verified, false);
+        self.tls.sock.deadline = Instant::now() + IDLE;
+        let mut received = self.tls.fill_buf().map(<[u8]>::len);
+        let begun = matches!(received, Ok(1..));
+        self.ticket.set(verified, begun);
+        self.tls.sock.deadline = Instant::now() + STEP;
+        let (mut head, mut bounded) = (Vec::new(), Read::take(&mut self.tls, limit));
+        while matches!(received, Ok(1..)) && !head.ends_with(b"\r\n\r\n") {
+            received = bounded.read_until(b'\n', &mut head);
         }
+        let late = || refusal!(RequestTimeout, "the request head did not arrive within {STEP:?}");
+        let large = || refusal!(HeadTooLarge, "the request head is larger than {limit} bytes");
+        Ok(match received.map_err(|error| (error.kind(), error)) {
+            Ok(1..) => Some(Ok(head)),
+            Ok(0) if bounded.limit() == 0 => Some(Err(large())),
+            Err((TimedOut | WouldBlock, _)) if begun => Some(Err(late())),
+            Ok(0) | Err((TimedOut | WouldBlock | UnexpectedEof, _)) => None,
+            Err((_, error)) => return Err(error),
+        })
     }
 
     fn send(&mut self, mut answer: Vec<u8>, last: bool) -> io::Result<()> {

@@ -22,12 +22,6 @@ pub struct Head<'a> {
     pub keep_alive: bool,
 }
 
-/// Finds the end of the head in `bytes`, looking from `from` on: the index behind the blank line.
-pub fn end(bytes: &[u8], from: usize) -> Option<usize> {
-    let start = from.saturating_sub(3);
-    bytes.get(start..)?.windows(4).position(|window| window == b"\r\n\r\n").map(|at| start + at + 4)
-}
-
 impl<'a> Head<'a> {
     /// Reads a complete head. After an error it is not known where the next request would start.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
@@ -233,14 +227,5 @@ mod tests {
         let groups = |n| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X-Remote-Group: g\r\n".repeat(n));
         assert_eq!(named(&rebuilt(&groups(10_000), Some(&kubernetes()))).groups.len(), 10_000);
         assert_eq!(Head::parse(groups(20_001).as_bytes()).map_err(|e| e.reason), Err(Reason::HeadTooLarge));
-    }
-
-    #[test]
-    fn the_end_of_a_head_is_found_across_reads() {
-        assert_eq!(end(b"GET / HTTP/1.1\r\n\r\nrest", 0), Some(18));
-        assert_eq!(end(b"GET / HTTP/1.1\r\n\r\n", 17), Some(18));
-        assert_eq!(end(b"GET / HTTP/1.1\r\n\r", 0), None);
-        assert_eq!(end(b"", 0), None);
-        assert_eq!(end(b"\r\n\r\n", 9), None);
     }
 }
