@@ -119,7 +119,7 @@ impl Handler {
         let lines: String = checks.into_iter().map(line).collect();
         let (status, verdict) = if passed { (200, "passed") } else { (503, "failed") };
         let text = if passed && !verbose { "ok".to_owned() } else { format!("{lines}{name} check {verdict}\n") };
-        Response::bytes(status, "text/plain; charset=utf-8", text.into_bytes())
+        response(status, "text/plain; charset=utf-8", text, &[])
     }
 }
 
@@ -127,9 +127,7 @@ impl Handler {
 fn document(content_type: &str, text: &str, if_none_match: Option<&str>) -> Response {
     let tag = etag(text.as_bytes());
     let (status, body) = if not_modified(if_none_match, &tag) { (304, "") } else { (200, text) };
-    let mut response = Response::bytes(status, content_type, body.as_bytes().to_vec());
-    response.headers.extend([("ETag", tag), ("Vary", "Accept".to_owned())]);
-    response
+    response(status, content_type, body, &[("ETag", &tag), ("Vary", "Accept")])
 }
 
 /// As every API server tells its version, with the fields that clients expect.
@@ -140,5 +138,5 @@ fn version() -> Response {
         "major": major, "minor": minor, "gitVersion": version, "platform": platform, "gitCommit": "",
         "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "",
     });
-    Response::json(200, &version)
+    response(200, JSON, version.to_string(), &[])
 }
