@@ -3,6 +3,7 @@
 //! is nothing for two parsers to disagree about. Source: <https://www.rfc-editor.org/rfc/rfc9112>.
 
 use crate::{auth::User, prelude::*, route::percent_decode, route::read_only};
+use ureq::http::HeaderName;
 
 /// The headers that mean something to the inner server, in lower case.
 const FORWARDED: [&str; 3] = ["accept", "authorization", "if-none-match"];
@@ -17,7 +18,7 @@ pub type IdentityHeaders = [Vec<String>; 4];
 pub struct Head<'a> {
     method: &'a str,
     target: &'a str,
-    headers: Vec<(String, &'a [u8])>,
+    headers: Vec<(HeaderName, &'a [u8])>,
     /// Whether the sender wants to send more requests.
     pub keep_alive: bool,
 }
@@ -61,7 +62,7 @@ impl<'a> Head<'a> {
         let groups = group.iter().flat_map(|name| self.values(name)).filter(|it| !it.is_empty()).filter_map(text).collect();
         let mut user = User { name, uid, groups, ..User::default() };
         for (name, value) in &self.headers {
-            let Some(key) = extra_prefix.iter().find_map(|prefix| name.strip_prefix(prefix.as_str())) else { continue };
+            let Some(key) = extra_prefix.iter().find_map(|prefix| name.as_str().strip_prefix(prefix)) else { continue };
             // As at the API server, a key that is no encoding stands for itself.
             let key = percent_decode(key, false).unwrap_or_else(|| key.to_owned());
             user.extra.entry(key).or_default().extend(text(value));
@@ -97,7 +98,7 @@ fn request_line(line: &[u8]) -> Result<(&str, &str, bool), Error> {
     let malformed = || refusal!(InvalidRequest, "the request line is malformed");
     let words: Vec<&str> = ascii(line).ok_or_else(malformed)?.split(' ').collect();
     let &[method, target, version] = words.as_slice() else { return Err(malformed()) };
-    let fits = is_token(method.as_bytes()) && method.len() <= 32 && target.starts_with('/');
+    let fits = Method::from_bytes(method.as_bytes()).is_ok() && method.len() <= 32 && target.starts_with('/');
     match version {
         "HTTP/1.1" | "HTTP/1.0" if fits => Ok((method, target, version == "HTTP/1.1")),
         _ if !fits || !version.starts_with("HTTP/") => Err(malformed()),
@@ -105,16 +106,12 @@ fn request_line(line: &[u8]) -> Result<(&str, &str, bool), Error> {
     }
 }
 
-/// Name in lower case and trimmed value, which may be UTF-8, as Go sends user names.
-fn header(line: &[u8]) -> Option<(String, &[u8])> {
-    let colon = line.iter().position(|&byte| byte == b':')?;
-    let (name, value) = (line.get(..colon)?, line.get(colon + 1..)?);
-    let fits = is_token(name) && !value.iter().any(|&byte| byte.is_ascii_control() && byte != b'\t');
-    fits.then_some((ascii(name)?.to_ascii_lowercase(), value.trim_ascii()))
-}
-
-fn is_token(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+/// Name and trimmed value, which may be UTF-8, as Go sends user names.
+fn header(line: &[u8]) -> Option<(HeaderName, &[u8])> {
+    let mut parts = line.splitn(2, |&byte| byte == b':');
+    let (name, value) = (HeaderName::from_bytes(parts.next()?).ok()?, parts.next()?);
+    let fits = !value.iter().any(|&byte| byte.is_ascii_control() && byte != b'\t');
+    fits.then_some((name, value.trim_ascii()))
 }
 
 fn ascii(bytes: &[u8]) -> Option<&str> {
