@@ -40,8 +40,7 @@ impl Door {
             let stream = Arc::new(stream);
             let Some(ticket) = self.connections.admit(&stream) else { return Ok(()) };
             let work = move || self.connection(&stream, &ticket).unwrap_or_else(|error| log::debug!("connection: {error}"));
-            let refused = |error: &io::Error| log::warn!("a connection was refused: {error}");
-            server::spawn("connection", work).map_err(io::Error::other).inspect_err(refused)
+            server::spawn("connection", work).inspect_err(|error| log::warn!("a connection was refused: {error}"))
         };
         for stream in listener.incoming() {
             if let Err(error) = stream.and_then(open) {
@@ -170,15 +169,15 @@ impl Peer<'_> {
         while matches!(received, Ok(1..)) && !head.ends_with(b"\r\n\r\n") {
             received = bounded.read_until(b'\n', &mut head);
         }
-        let late = || refusal!(RequestTimeout, "the request head did not arrive within {STEP:?}");
-        let large = || refusal!(HeadTooLarge, "the request head is larger than {limit} bytes");
-        Ok(match received.map_err(|error| (error.kind(), error)) {
-            Ok(1..) => Some(Ok(head)),
-            Ok(0) if bounded.limit() == 0 => Some(Err(large())),
-            Err((TimedOut | WouldBlock, _)) if begun => Some(Err(late())),
-            Ok(0) | Err((TimedOut | WouldBlock | UnexpectedEof, _)) => None,
+        Ok(Some(match received.map_err(|error| (error.kind(), error)) {
+            Ok(1..) => Ok(head),
+            Ok(0) if bounded.limit() == 0 => Err(refusal!(HeadTooLarge, "the request head is larger than {limit} bytes")),
+            Err((TimedOut | WouldBlock, _)) if begun => {
+                Err(refusal!(RequestTimeout, "the request head did not arrive within {STEP:?}"))
+            }
+            Ok(0) | Err((TimedOut | WouldBlock | UnexpectedEof, _)) => return Ok(None),
             Err((_, error)) => return Err(error),
-        })
+        }))
     }
 
     fn send(&mut self, mut answer: Vec<u8>, last: bool) -> io::Result<()> {

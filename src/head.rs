@@ -77,9 +77,8 @@ impl<'a> Head<'a> {
     /// Whether the connection is kept, if the headers say what is served.
     fn check(&self) -> Result<bool, Error> {
         let has = |name: &str| self.values(name).next().is_some();
-        let options = self.values("connection").flat_map(|value| value.split(|&byte| byte == b','));
-        let options: Vec<_> = options.map(|option| option.trim_ascii().to_ascii_lowercase()).collect();
-        let asks = |option: &str| options.iter().any(|it| it == option.as_bytes());
+        let options = || self.values("connection").flat_map(|value| value.split(|&byte| byte == b','));
+        let asks = |option: &str| options().any(|it| it.trim_ascii().eq_ignore_ascii_case(option.as_bytes()));
         let hosts = self.values("host").count();
         let body = has("transfer-encoding") || self.values("content-length").any(|value| value != b"0");
         let why = match self.method {

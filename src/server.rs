@@ -4,7 +4,7 @@
 use crate::handler::{Asked, Handler, WAIT, Wait};
 use crate::prelude::*;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::{panic::AssertUnwindSafe, panic::catch_unwind, path::Path, process};
+use std::{io, panic::AssertUnwindSafe, panic::catch_unwind, path::Path, process};
 use tiny_http::Server;
 
 const WORKERS: usize = 2;
@@ -15,7 +15,7 @@ const QUEUE: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(10);
 const STACK: usize = 512 * 1024;
 
-pub(crate) fn start(handler: &'static Handler, sockets: [(bool, &Path); 2]) -> Result<(), String> {
+pub(crate) fn start(handler: &'static Handler, sockets: [(bool, &Path); 2]) -> io::Result<()> {
     let mut next: Option<SyncSender<Asked>> = None;
     for (wait, threads) in SLOW {
         let (queue, jobs) = sync_channel(QUEUE);
@@ -25,7 +25,7 @@ pub(crate) fn start(handler: &'static Handler, sockets: [(bool, &Path); 2]) -> R
         })?;
     }
     for (front_proxy, path) in sockets {
-        let server = Server::http_unix(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let server = Server::http_unix(path).map_err(|error| io::Error::other(format!("{}: {error}", path.display())))?;
         let (server, next) = (forever(server), next.clone());
         crew("worker", WORKERS, move || {
             while let Ok(request) = server.recv() {
@@ -41,13 +41,13 @@ pub(crate) fn start(handler: &'static Handler, sockets: [(bool, &Path); 2]) -> R
 }
 
 /// As many threads for the same work.
-pub(crate) fn crew(name: &str, threads: usize, work: impl FnOnce() + Clone + Send + 'static) -> Result<(), String> {
+pub(crate) fn crew(name: &str, threads: usize, work: impl FnOnce() + Clone + Send + 'static) -> io::Result<()> {
     (0..threads).try_for_each(|_| spawn(name, work.clone()))
 }
 
-pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
+pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let started = thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(work);
-    started.map(drop).map_err(|error| format!("no thread could be started: {error}"))
+    started.map(drop).map_err(|error| io::Error::other(format!("no thread could be started: {error}")))
 }
 
 /// Answers, or hands over to `next`, where it may wait for longer.
