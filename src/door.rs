@@ -107,24 +107,23 @@ struct Timed<'a> {
 }
 
 impl Timed<'_> {
-    fn stream(&self) -> io::Result<&TcpStream> {
+    fn left(&self) -> io::Result<Option<Duration>> {
         let left = self.deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
-        let left = Some(left.ok_or(TimedOut)?);
-        self.stream.set_read_timeout(left)?;
-        self.stream.set_write_timeout(left)?;
-        Ok(self.stream)
+        Ok(Some(left.ok_or(TimedOut)?))
     }
 }
 
 impl Read for Timed<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream()?.read(buffer)
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(buffer)
     }
 }
 
 impl Write for Timed<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.stream()?.write(buffer)
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(buffer)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -39,19 +39,13 @@ impl<'a> Head<'a> {
 
     /// The head for the inner server; the identity is passed on for `identity` only, percent-encoded.
     pub fn rebuild(&self, identity: Option<&IdentityHeaders>) -> Vec<u8> {
-        let mut out = format!("{} {} HTTP/1.1\r\nHost: adapter\r\nConnection: close\r\n", self.method, self.target);
-        let mut line = |name: &str, value: &str| out.extend([name, ": ", value, "\r\n"]);
-        for name in FORWARDED {
+        let forwarded = FORWARDED.iter().filter_map(|name| {
             let values: Vec<&str> = self.values(name).filter_map(ascii).collect();
-            if !values.is_empty() {
-                line(name, &values.join(", "));
-            }
-        }
-        if let Some(identity) = identity {
-            line("X-Remote", &percent_encode(json!(self.user(identity)).to_string()));
-        }
-        out.push_str("\r\n");
-        out.into_bytes()
+            (!values.is_empty()).then(|| format!("{name}: {}\r\n", values.join(", ")))
+        });
+        let user = identity.map(|identity| format!("X-Remote: {}\r\n", percent_encode(json!(self.user(identity)).to_string())));
+        let (method, target, lines) = (self.method, self.target, forwarded.chain(user).collect::<String>());
+        format!("{method} {target} HTTP/1.1\r\nHost: adapter\r\nConnection: close\r\n{lines}\r\n").into_bytes()
     }
 
     /// Whom it names; what is not UTF-8 names nobody.
