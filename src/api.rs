@@ -7,21 +7,14 @@ use crate::{readings::Item, selector::label_selector};
 pub(crate) const JSON: &str = "application/json";
 
 /// An HTTP answer, ready to send.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Response {
-    pub(crate) status: u16,
-    pub(crate) headers: Vec<(&'static str, String)>,
-    pub(crate) body: Vec<u8>,
-}
+pub(crate) type Response = tiny_http::Response<std::io::Cursor<Vec<u8>>>;
 
-impl Response {
-    pub(crate) fn json(status: u16, body: &Value) -> Self {
-        Self::bytes(status, JSON, body.to_string().into_bytes())
-    }
-
-    pub(crate) fn bytes(status: u16, content_type: &str, body: Vec<u8>) -> Self {
-        Self { status, headers: vec![("Content-Type", content_type.to_owned())], body }
-    }
+/// An answer with `more` headers than every answer has.
+pub(crate) fn response(status: u16, content_type: &str, body: impl Into<Vec<u8>>, more: &[(&str, &str)]) -> Response {
+    let bare = Response::from_data(body).with_status_code(status).with_chunked_threshold(usize::MAX);
+    let every = [("Content-Type", content_type), ("Cache-Control", "no-cache, private")];
+    let headers = every.iter().chain(more).flat_map(|(name, value)| tiny_http::Header::from_bytes(*name, *value));
+    headers.fold(bare, Response::with_header)
 }
 
 /// The answer to a read, fields in the order of the walk-through.
@@ -46,7 +39,7 @@ pub(crate) fn metric_value_list(read: &Read, path: &str, items: &[Item], window:
     let kind = if *group == EXTERNAL { "ExternalMetricValueList" } else { "MetricValueList" };
     let list =
         format!(r#"{{"kind":"{kind}","apiVersion":"{group}/{version}","metadata":{{"selfLink":{link}}},"items":[{items}]}}"#);
-    Response::bytes(200, JSON, list.into_bytes())
+    response(200, JSON, list, &[])
 }
 
 #[cfg(test)]
@@ -60,7 +53,8 @@ mod tests {
         let Ok(Route::Read(read)) = route("GET", target, true, &[]) else { panic!("{target}") };
         let item = |name: &str| (name.to_owned(), Quantity::parse("6.75").unwrap(), 1_562_514_927);
         let path = target.split('?').next().unwrap();
-        serde_json::from_slice(&metric_value_list(&read, path, &[item("kuard-1"), item("kuard-2")], 60).body).unwrap()
+        let items = [item("kuard-1"), item("kuard-2")];
+        serde_json::from_reader(metric_value_list(&read, path, &items, 60).into_reader()).unwrap()
     }
 
     #[test]

@@ -4,12 +4,12 @@
 //! answer and goes on: the inner server's pool cannot starve, and nothing can be smuggled behind a request.
 
 use crate::prelude::*;
-use crate::{connections::Ticket, head, head::Head, random, requestheader::RequestHeader, server};
+use crate::{connections::Ticket, head::Head, random, requestheader::RequestHeader, server};
 use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::UnixTime};
 use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::{mem, os::unix::net::UnixStream, path::Path, path::PathBuf};
+use std::{os::unix::net::UnixStream, path::Path, path::PathBuf};
 
 /// For a handshake, for a head, and for an answer to be taken.
 const STEP: Duration = Duration::from_secs(10);
@@ -20,8 +20,8 @@ const INNER: Duration = Duration::from_secs(60);
 const VERDICT: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: u64 = 256 * 1024;
-const HEAD_UNVERIFIED: usize = 32 * 1024;
-const HEAD_FRONT_PROXY: usize = 1024 * 1024;
+const HEAD_UNVERIFIED: u64 = 32 * 1024;
+const HEAD_FRONT_PROXY: u64 = 1024 * 1024;
 
 pub(crate) struct Door {
     pub(crate) connections: &'static Connections,
@@ -40,8 +40,7 @@ impl Door {
             let stream = Arc::new(stream);
             let Some(ticket) = self.connections.admit(&stream) else { return Ok(()) };
             let work = move || self.connection(&stream, &ticket).unwrap_or_else(|error| log::debug!("connection: {error}"));
-            let refused = |error: &io::Error| log::warn!("a connection was refused: {error}");
-            server::spawn("connection", work).map_err(io::Error::other).inspect_err(refused)
+            server::spawn("connection", work).inspect_err(|error| log::warn!("a connection was refused: {error}"))
         };
         for stream in listener.incoming() {
             if let Err(error) = stream.and_then(open) {
@@ -59,19 +58,17 @@ impl Door {
         while tls.conn.is_handshaking() {
             tls.conn.complete_io(&mut tls.sock)?;
         }
-        let mut peer = Peer { tls, ticket, verdict: None, buffer: Vec::new() };
-        let retire = Instant::now() + self.age.mul_f64(1.0 + random() / 5.0);
-        loop {
+        let mut peer = Peer { tls, ticket, verdict: None };
+        let (retire, mut last) = (Instant::now() + self.age.mul_f64(1.0 + random() / 5.0), false);
+        while !last {
             let verified = peer.judge(self.trust, None).is_some();
-            let Some(head) = peer.read_head(verified)? else { return peer.close() };
+            let Some(head) = peer.read_head(verified)? else { break };
             let answered = head.and_then(|head| self.answer(&mut peer, &head));
-            let (answer, keep) = answered.unwrap_or_else(|error| (encode(&error.response()), false));
-            let last = !keep || self.connections.draining.load(Relaxed) || Instant::now() >= retire;
+            let (answer, keep) = answered.or_else(|error| encode(&error).map(|answer| (answer, false)))?;
+            last = !keep || self.connections.draining.load(Relaxed) || Instant::now() >= retire;
             peer.send(answer, last)?;
-            if last {
-                return peer.close();
-            }
         }
+        peer.close()
     }
 
     /// The inner server's answer, and whether the connection can go on.
@@ -80,10 +77,8 @@ impl Door {
         let identity = peer.judge(self.trust, Some(!self.connections.crowded()));
         let socket = if identity.is_some() { &self.front_proxy } else { &self.direct };
         let answer = exchange(socket, &head.rebuild(identity.as_ref().map(|config| &config.headers)));
-        let failed = |error| {
-            log::warn!("inner server: {error}");
-            refusal!(Internal, "the adapter failed to answer; its log says why (kubectl logs)")
-        };
+        let answer = answer.inspect_err(|error| log::warn!("inner server: {error}"));
+        let failed = |_| refusal!(Internal, "the adapter failed to answer; its log says why (kubectl logs)");
         Ok((answer.map_err(failed)?, head.keep_alive))
     }
 }
@@ -99,12 +94,10 @@ fn exchange(socket: &Path, request: &[u8]) -> io::Result<Vec<u8>> {
     if answer.starts_with(b"HTTP/1.1 ") { Ok(answer) } else { Err(UnexpectedEof.into()) }
 }
 
-fn encode(response: &Response) -> Vec<u8> {
-    let Response { status, headers, body } = response;
-    let (phrase, length) = (tiny_http::StatusCode(*status).default_reason_phrase(), body.len());
-    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    let head = format!("HTTP/1.1 {status} {phrase}\r\n{headers}Content-Length: {length}\r\n\r\n");
-    [head.as_bytes(), body].concat()
+fn encode(error: &Error) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    error.response().raw_print(&mut answer, (1, 1).into(), &[], false, None)?;
+    Ok(answer)
 }
 
 /// A socket whose reads and writes end at one deadline, however slowly the bytes come.
@@ -114,24 +107,23 @@ struct Timed<'a> {
 }
 
 impl Timed<'_> {
-    fn stream(&self) -> io::Result<&TcpStream> {
+    fn left(&self) -> io::Result<Option<Duration>> {
         let left = self.deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
-        let left = Some(left.ok_or(TimedOut)?);
-        self.stream.set_read_timeout(left)?;
-        self.stream.set_write_timeout(left)?;
-        Ok(self.stream)
+        Ok(Some(left.ok_or(TimedOut)?))
     }
 }
 
 impl Read for Timed<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream()?.read(buffer)
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(buffer)
     }
 }
 
 impl Write for Timed<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.stream()?.write(buffer)
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(buffer)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -144,8 +136,6 @@ struct Peer<'a> {
     ticket: &'a Ticket,
     /// How the certificate was judged, under which configuration and when.
     verdict: Option<(Arc<RequestHeader>, Instant, bool)>,
-    /// What was received and not yet answered.
-    buffer: Vec<u8>,
 }
 
 impl Peer<'_> {
@@ -157,44 +147,36 @@ impl Peer<'_> {
     }
 
     fn accepts(&mut self, config: &Arc<RequestHeader>) -> bool {
-        let now = Instant::now();
-        let fresh = |at: Instant| now.duration_since(at) < VERDICT;
-        if let Some((_, _, verified)) = self.verdict.as_ref().filter(|it| Arc::ptr_eq(&it.0, config) && fresh(it.1)) {
-            return *verified;
+        if !self.verdict.as_ref().is_some_and(|(under, at, _)| Arc::ptr_eq(under, config) && at.elapsed() < VERDICT) {
+            let judged = config.judge(self.tls.conn.peer_certificates().unwrap_or_default(), UnixTime::now());
+            let verified = judged.inspect_err(|reason| log::debug!("{reason}")).is_ok();
+            self.verdict = Some((config.clone(), Instant::now(), verified));
         }
-        let judged = config.judge(self.tls.conn.peer_certificates().unwrap_or_default(), UnixTime::now());
-        let verified = judged.inspect_err(|reason| log::debug!("{reason}")).is_ok();
-        self.verdict = Some((config.clone(), now, verified));
-        verified
+        self.verdict.as_ref().is_some_and(|(.., verified)| *verified)
     }
 
     /// The next head; None if the peer is done or silent for too long.
     fn read_head(&mut self, verified: bool) -> io::Result<Option<Result<Vec<u8>, Error>>> {
         let limit = if verified { HEAD_FRONT_PROXY } else { HEAD_UNVERIFIED };
-        let (mut searched, mut chunk) = (0, [0; 8 * 1024]);
-        self.tls.sock.deadline = Instant::now() + if self.buffer.is_empty() { IDLE } else { STEP };
-        loop {
-            self.ticket.set(verified, !self.buffer.is_empty());
-            if let Some(length) = head::end(&self.buffer, searched).filter(|length| *length <= limit) {
-                let rest = self.buffer.split_off(length);
-                return Ok(Some(Ok(mem::replace(&mut self.buffer, rest))));
-            }
-            if self.buffer.len() >= limit {
-                return Ok(Some(Err(refusal!(HeadTooLarge, "the request head is larger than {limit} bytes"))));
-            }
-            searched = self.buffer.len();
-            match self.tls.read(&mut chunk) {
-                Err(error) if matches!(error.kind(), TimedOut | WouldBlock) && searched > 0 => {
-                    return Ok(Some(Err(refusal!(RequestTimeout, "the request head did not arrive within {STEP:?}"))));
-                }
-                Err(error) if matches!(error.kind(), TimedOut | WouldBlock | UnexpectedEof) => return Ok(None),
-                Ok(0) => return Ok(None),
-                received => self.buffer.extend_from_slice(chunk.get(..received?).unwrap_or_default()),
-            }
-            if searched == 0 {
-                self.tls.sock.deadline = Instant::now() + STEP;
-            }
+        self.ticket.set(verified, false);
+        self.tls.sock.deadline = Instant::now() + IDLE;
+        let mut received = self.tls.fill_buf().map(<[u8]>::len);
+        let begun = matches!(received, Ok(1..));
+        self.ticket.set(verified, begun);
+        self.tls.sock.deadline = Instant::now() + STEP;
+        let (mut head, mut bounded) = (Vec::new(), Read::take(&mut self.tls, limit));
+        while matches!(received, Ok(1..)) && !head.ends_with(b"\r\n\r\n") {
+            received = bounded.read_until(b'\n', &mut head);
         }
+        Ok(Some(match received.map_err(|error| (error.kind(), error)) {
+            Ok(1..) => Ok(head),
+            Ok(0) if bounded.limit() == 0 => Err(refusal!(HeadTooLarge, "the request head is larger than {limit} bytes")),
+            Err((TimedOut | WouldBlock, _)) if begun => {
+                Err(refusal!(RequestTimeout, "the request head did not arrive within {STEP:?}"))
+            }
+            Ok(0) | Err((TimedOut | WouldBlock | UnexpectedEof, _)) => return Ok(None),
+            Err((_, error)) => return Err(error),
+        }))
     }
 
     fn send(&mut self, mut answer: Vec<u8>, last: bool) -> io::Result<()> {
@@ -228,10 +210,12 @@ mod tests {
 
     #[test]
     fn an_answer_of_the_doors_own_is_plain_http() {
-        let response = Error::new(Reason::Overloaded, "later").response();
-        let text = String::from_utf8(encode(&response)).unwrap();
+        let text = String::from_utf8(encode(&Error::new(Reason::Overloaded, "later")).unwrap()).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\n"), "{head}");
+        assert!(
+            head.starts_with("HTTP/1.1 429 Too Many Requests\r\n") && head.contains("\r\nContent-Type: application/json\r\n"),
+            "{head}"
+        );
         assert!(head.contains(&format!("Content-Length: {}", body.len())) && head.contains("Retry-After: 1"), "{head}");
     }
 

@@ -1,7 +1,7 @@
 //! Every refusal the adapter can give, and the one place where it becomes a Kubernetes Status.
 //! It is read in `kubectl describe hpa`, so its message names the thing and the mend; [`Reason::word`] is for scripts.
 
-use crate::api::Response;
+use crate::api::{JSON, Response, response};
 use serde_json::json;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -117,11 +117,9 @@ impl Error {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": self.message,
             "reason": reason, "details": details, "code": code,
         });
-        let mut response = Response::json(code, &status);
-        if self.reason == Reason::Overloaded {
-            response.headers.push(("Retry-After", self.retry_after.unwrap_or(1).to_string()));
-        }
-        response
+        let seconds = self.retry_after.unwrap_or(1).to_string();
+        let headers = [("Retry-After", seconds.as_str())];
+        response(code, JSON, status.to_string(), if self.reason == Reason::Overloaded { &headers } else { &[] })
     }
 }
 
@@ -143,14 +141,15 @@ mod tests {
         let mut words = BTreeSet::new();
         for &reason in Reason::ALL {
             let response = Error { retry_after: Some(7), ..Error::new(reason, "say what to do") }.response();
-            let status: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
+            let (code, headers) = (response.status_code().0, response.headers().to_vec());
+            let status: serde_json::Value = serde_json::from_reader(response.into_reader()).unwrap();
             assert_eq!(status["kind"], "Status", "{reason:?}");
             assert_eq!(status["message"], "say what to do");
-            assert_eq!(status["code"], response.status);
-            assert!(response.status >= 400);
+            assert_eq!(status["code"], code);
+            assert!(code >= 400);
             assert_eq!(status["details"]["causes"][0]["reason"], reason.word());
             assert_eq!(status["details"]["retryAfterSeconds"], 7);
-            assert_eq!(response.headers.iter().any(|(n, _)| *n == "Retry-After"), response.status == 429);
+            assert_eq!(headers.iter().any(|it| it.field.equiv("Retry-After")), code == 429);
             assert!(words.insert(reason.word()), "{reason:?} shares its word");
         }
         assert_eq!(words.len(), Reason::ALL.len());

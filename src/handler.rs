@@ -87,9 +87,8 @@ impl Handler {
         // The aggregator asks for all documents every minute, and has them already.
         let tag = etag(text.as_bytes());
         let known = not_modified(header(asked, "If-None-Match"), &tag);
-        let (status, body) = if known { (304, Vec::new()) } else { (200, text.into_bytes()) };
-        let headers = vec![("Content-Type", form.to_owned()), ("ETag", tag), ("Vary", "Accept".to_owned())];
-        Ok(Response { status, headers, body })
+        let (status, body) = if known { (304, String::new()) } else { (200, text) };
+        Ok(response(status, form, body, &[("ETag", &tag), ("Vary", "Accept")]))
     }
 
     /// A front proxy's word counts on its own connections only; all others need a bearer token.
@@ -115,7 +114,7 @@ impl Handler {
         let lines: String = checks.map(line).collect();
         let (status, verdict) = if passed { (200, "passed") } else { (503, "failed") };
         let text = if passed && !verbose { "ok".to_owned() } else { format!("{lines}{name} check {verdict}\n") };
-        Response::bytes(status, "text/plain; charset=utf-8", text.into_bytes())
+        response(status, "text/plain; charset=utf-8", text, &[])
     }
 }
 
@@ -126,5 +125,5 @@ fn version() -> Response {
         "gitVersion": concat!("v", env!("CARGO_PKG_VERSION")), "platform": format!("{}/{}", consts::OS, consts::ARCH),
         "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "",
     });
-    Response::json(200, &version)
+    response(200, JSON, version.to_string(), &[])
 }

@@ -31,7 +31,7 @@ pub mod tls;
 
 /// The adapter's own words, and those of others that nearly every file uses.
 mod prelude {
-    pub(crate) use crate::api::{JSON, Response};
+    pub(crate) use crate::api::{JSON, Response, response};
     pub(crate) use crate::config::{Config, Secret};
     pub(crate) use crate::error::{Error, Reason, Result, ensure, quoted, refusal};
     pub(crate) use crate::kube::{Kube, items, named};
