@@ -25,21 +25,8 @@ pub(crate) struct User {
     pub(crate) name: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) uid: String,
-    /// With `system:authenticated`, which everyone has who proved anything.
     pub(crate) groups: Vec<String>,
     pub(crate) extra: BTreeMap<String, Vec<String>>,
-}
-
-impl User {
-    /// Every authenticated user is also one of this group; the aggregator does not always say so.
-    #[must_use]
-    pub(crate) fn authenticated(mut self) -> Self {
-        let group = "system:authenticated".to_owned();
-        if !self.groups.contains(&group) {
-            self.groups.push(group);
-        }
-        self
-    }
 }
 
 pub(crate) struct Auth {
@@ -59,20 +46,26 @@ impl Auth {
         auth
     }
 
-    /// The user whom a bearer token stands for. Errors: 401, or the Kubernetes API cannot tell.
-    pub(crate) fn user(&self, token: &str, wait: bool, now: Instant) -> Result<User, Stop> {
-        let status = self.status(TOKEN_REVIEW, &json!({ "token": token }), wait, now)?;
-        let user = status.get("user").filter(|_| status["authenticated"] == true);
-        let user = user.and_then(|user| User::deserialize(user).ok()).filter(|user| !user.name.is_empty());
-        user.map(User::authenticated).ok_or_else(|| unauthenticated().into())
+    /// The user whom a bearer token stands for. Errors: 401, as without one, or the Kubernetes API cannot tell.
+    pub(crate) fn user(&self, token: Option<&str>, wait: bool, now: Instant) -> Result<User, Stop> {
+        let ask = |token| self.status(TOKEN_REVIEW, &json!({ "token": token }), wait, now);
+        let status = token.map(ask).transpose()?.unwrap_or_default();
+        let user = User::deserialize(&status["user"]).ok().filter(|it| status["authenticated"] == true && !it.name.is_empty());
+        let mend = "ask through the API server (kubectl get --raw /apis/custom.metrics.k8s.io) or with a bearer token";
+        user.ok_or_else(|| refusal!(Unauthenticated, "Unauthorized: {mend}").into())
     }
 
     /// Errors: 403 in Kubernetes' own words, or the Kubernetes API cannot tell, which is never an allowance.
-    pub(crate) fn check(&self, user: &User, route: &Route, path: &str, wait: bool, now: Instant) -> Result<(), Stop> {
+    pub(crate) fn check(&self, mut user: User, route: &Route, path: &str, wait: bool, now: Instant) -> Result<(), Stop> {
         if user.groups.iter().any(|group| group == "system:masters") {
             return Ok(());
         }
-        let spec = spec(user, route, path);
+        // Every authenticated user is also one of this group; the aggregator does not always say so.
+        let everyone = "system:authenticated".to_owned();
+        if !user.groups.contains(&everyone) {
+            user.groups.push(everyone);
+        }
+        let spec = spec(&user, route, path);
         let known = self.status(ACCESS_REVIEW, &spec, false, now);
         // Who may read everything is asked about once, not for each object: "*" and empty mean all in a review.
         if let (Route::Read(read), Err(_)) = (route, &known) {
@@ -105,9 +98,8 @@ impl Auth {
         let path = format!("/apis/{}/{}s", text("apiVersion"), text("kind").to_ascii_lowercase());
         let what = "tokenreviews and subjectaccessreviews (ClusterRoleBinding custom-metrics:system:auth-delegator)";
         let status = self.kube.call(Method::POST, &path, JSON, Some(review), what)?.get("status").cloned().unwrap_or_default();
-        if text("kind") == ACCESS_REVIEW[1] && !status["allowed"].is_boolean() {
-            return Err(unavailable("it does not say what is allowed"));
-        }
+        let told = text("kind") != ACCESS_REVIEW[1] || status["allowed"].is_boolean();
+        told.then_some(()).ok_or_else(|| unavailable("it does not say what is allowed"))?;
         self.remember(review, status.clone(), Instant::now());
         Ok(status)
     }
@@ -120,11 +112,6 @@ impl Auth {
         let lifetime = if status["allowed"] == true { ALLOWED } else { OTHER };
         known.insert(sha256(&review.to_string()), (status, now + lifetime, false));
     }
-}
-
-pub(crate) fn unauthenticated() -> Error {
-    let mend = "ask through the API server (kubectl get --raw /apis/custom.metrics.k8s.io) or with a bearer token";
-    refusal!(Unauthenticated, "Unauthorized: {mend}")
 }
 
 /// The question as the API server itself would put it.
@@ -160,7 +147,12 @@ mod tests {
     use crate::route::route;
 
     fn joe() -> User {
-        User { name: "joe".to_owned(), groups: vec!["a".to_owned()], ..User::default() }.authenticated()
+        let groups = ["a", "system:authenticated"].map(str::to_owned).to_vec();
+        User { name: "joe".to_owned(), groups, ..User::default() }
+    }
+
+    fn review(spec: &Value) -> Value {
+        json!({ "apiVersion": ACCESS_REVIEW[0], "kind": ACCESS_REVIEW[1], "spec": spec })
     }
 
     #[test]
@@ -217,7 +209,6 @@ mod tests {
     fn an_allowance_in_use_is_asked_for_again_before_it_ends_and_a_denial_is_not() {
         let (auth, wanted) = auth();
         let (now, allowed, denied) = (Instant::now(), &json!({ "user": "allowed" }), &json!({ "user": "denied" }));
-        let review = |spec: &Value| json!({ "apiVersion": ACCESS_REVIEW[0], "kind": ACCESS_REVIEW[1], "spec": spec });
         let (allowance, denial) = (json!({ "allowed": true }), json!({ "allowed": false, "reason": "no rule" }));
         auth.remember(&review(allowed), allowance.clone(), now);
         auth.remember(&review(denied), denial.clone(), now);
@@ -243,7 +234,11 @@ mod tests {
 
     #[test]
     fn everyone_is_authenticated_once() {
-        assert_eq!(joe().authenticated(), joe());
+        let ((auth, _wanted), now) = (auth(), Instant::now());
+        auth.remember(&review(&spec(&joe(), &Route::Version, "/")), json!({ "allowed": true }), now);
+        for user in [joe(), User { groups: vec!["a".to_owned()], ..joe() }] {
+            assert!(auth.check(user, &Route::Version, "/", false, now).is_ok());
+        }
     }
 
     #[test]
