@@ -65,7 +65,7 @@ impl Auth {
         if !user.groups.contains(&everyone) {
             user.groups.push(everyone);
         }
-        let spec = spec(&user, route, path);
+        let (spec, refused) = question(&user, route, path);
         let known = self.status(ACCESS_REVIEW, &spec, false, now);
         // Who may read everything is asked about once, not for each object: "*" and empty mean all in a review.
         if let (Route::Read(read), Err(_)) = (route, &known) {
@@ -76,8 +76,8 @@ impl Auth {
             }
         }
         let status = known.or_else(|_| self.status(ACCESS_REVIEW, &spec, wait, now))?;
-        let reason = status["reason"].as_str().unwrap_or_default();
-        if status["allowed"] == true { Ok(()) } else { Err(forbidden(&user.name, route, path, reason).into()) }
+        let why = status["reason"].as_str().filter(|why| !why.is_empty()).map(|why| format!(": {why}")).unwrap_or_default();
+        if status["allowed"] == true { Ok(()) } else { Err(refusal!(Forbidden, "{refused}{why}").into()) }
     }
 
     /// The status of a review: what is remembered, or what the Kubernetes API says now.
@@ -114,31 +114,24 @@ impl Auth {
     }
 }
 
-/// The question as the API server itself would put it.
-fn spec(user: &User, route: &Route, path: &str) -> Value {
-    let mut spec = json!(user);
+/// The question as the API server itself would put it, and its words for a refusal.
+fn question(user: &User, route: &Route, path: &str) -> (Value, String) {
+    let (mut spec, who) = (json!(user), format!("forbidden: User {:?} cannot", user.name));
     let Route::Read(read) = route else {
         spec["nonResourceAttributes"] = json!({ "path": path, "verb": "get" });
-        return spec;
+        return (spec, format!("{who} get path {path:?}"));
     };
     let Read { api: (group, version), namespace, access: [resource, subresource, name], .. } = &**read;
+    let verb = read.verb();
     spec["resourceAttributes"] = json!({
-        "namespace": namespace, "verb": read.verb(), "group": group, "version": version,
+        "namespace": namespace, "verb": verb, "group": group, "version": version,
         "resource": resource, "subresource": subresource, "name": name,
     });
-    spec
-}
-
-/// The refusal in the API server's words.
-fn forbidden(user: &str, route: &Route, path: &str, reason: &str) -> Error {
     let filled = |text: &str, shown: String| if text.is_empty() { String::new() } else { shown };
-    let (who, why) = (format!("User {user:?} cannot"), filled(reason, format!(": {reason}")));
-    let Route::Read(read) = route else { return refusal!(Forbidden, "forbidden: {who} get path {path:?}{why}") };
-    let Read { api: (group, _), namespace, access: [resource, subresource, name], .. } = &**read;
-    let (verb, whole) = (read.verb(), format!("{resource}{}", filled(subresource, format!("/{subresource}"))));
+    let whole = format!("{resource}{}", filled(subresource, format!("/{subresource}")));
     let what = format!("{resource}.{group}{}", filled(name, format!(" {name:?}")));
     let at = if namespace.is_empty() { "at the cluster scope" } else { &format!("in the namespace {namespace:?}") };
-    refusal!(Forbidden, "{what} is forbidden: {who} {verb} resource {whole:?} in API group {group:?} {at}{why}")
+    (spec, format!("{what} is {who} {verb} resource {whole:?} in API group {group:?} {at}"))
 }
 
 #[cfg(test)]
@@ -180,7 +173,7 @@ mod tests {
         ];
         for (rest, (key, expected)) in table {
             let target = format!("{base}{rest}");
-            let spec = spec(&joe(), &route("GET", &target, true, &[]).unwrap(), &target);
+            let (spec, _) = question(&joe(), &route("GET", &target, true, &[]).unwrap(), &target);
             assert_eq!(spec[key], expected, "{rest}");
             assert_eq!((&spec["user"], &spec["groups"]), (&json!("joe"), &json!(["a", "system:authenticated"])));
         }
@@ -188,15 +181,24 @@ mod tests {
 
     #[test]
     fn a_refusal_reads_as_kubernetes_own() {
+        let (auth, _wanted) = auth();
+        let refusal = |route: Route, path: &str, reason: &str| {
+            let (spec, now) = (question(&joe(), &route, path).0, Instant::now());
+            auth.remember(&review(&spec), json!({ "allowed": false, "reason": reason }), now);
+            auth.check(joe(), &route, path, false, now).expect_err(path).expect("a refusal")
+        };
         let target = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/services/kuard/METRIC";
-        let read = forbidden("joe", &route("GET", target, true, &[]).unwrap(), target, "");
+        let read = refusal(route("GET", target, true, &[]).unwrap(), target, "");
         assert_eq!(
             read.message,
             "services.custom.metrics.k8s.io \"kuard\" is forbidden: User \"joe\" cannot get resource \"services/METRIC\" in \
              API group \"custom.metrics.k8s.io\" in the namespace \"default\""
         );
-        let root = forbidden("joe", &Route::Version, "/", "no rule");
-        assert_eq!(root.message, "forbidden: User \"joe\" cannot get path \"/\": no rule");
+        let root = refusal(Route::Version, "/", "no rule");
+        assert_eq!(
+            (root.reason, root.message.as_str()),
+            (Reason::Forbidden, "forbidden: User \"joe\" cannot get path \"/\": no rule")
+        );
     }
 
     fn auth() -> (Auth, mpsc::Receiver<Value>) {
@@ -235,7 +237,7 @@ mod tests {
     #[test]
     fn everyone_is_authenticated_once() {
         let ((auth, _wanted), now) = (auth(), Instant::now());
-        auth.remember(&review(&spec(&joe(), &Route::Version, "/")), json!({ "allowed": true }), now);
+        auth.remember(&review(&question(&joe(), &Route::Version, "/").0), json!({ "allowed": true }), now);
         for user in [joe(), User { groups: vec!["a".to_owned()], ..joe() }] {
             assert!(auth.check(user, &Route::Version, "/", false, now).is_ok());
         }

@@ -136,8 +136,8 @@ fn template(text: &str) -> Option<String> {
             (_, Some(selection)) => {
                 let (more, after) = selection.split_once("}[$window]")?;
                 for matcher in more.split(',').skip(1) {
-                    let (label, value) = matcher.trim().strip_suffix('"')?.split_once('"')?;
-                    let signed = ["=", "!=", "=~", "!~"].contains(&label.trim_start_matches(word).trim());
+                    let (start, value) = matcher.trim().strip_suffix('"')?.split_once('"')?;
+                    let signed = ["=", "!=", "=~", "!~"].contains(&start.trim_start_matches(word).trim());
                     Some(value).filter(|it| signed && !it.contains(['"', '\\', '$', '\n']))?;
                 }
                 Some(after).filter(|_| more.is_empty() || more.starts_with(','))?
