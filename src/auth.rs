@@ -62,9 +62,7 @@ impl Auth {
         }
         // Every authenticated user is also one of this group; the aggregator does not always say so.
         let everyone = "system:authenticated".to_owned();
-        if !user.groups.contains(&everyone) {
-            user.groups.push(everyone);
-        }
+        user.groups.extend(Some(everyone).filter(|it| !user.groups.contains(it)));
         let (spec, refused) = question(&user, route, path);
         let known = self.status(ACCESS_REVIEW, &spec, false, now);
         // Who may read everything is asked about once, not for each object: "*" and empty mean all in a review.

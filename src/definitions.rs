@@ -71,7 +71,7 @@ pub struct File {
 
 static NONE: LazyLock<(File, Definition)> = LazyLock::new(Default::default);
 
-/// The file in force, which stays for who still holds it when the next one comes, and what is wrong with the newest.
+/// The file in force, which stays for who still holds it when the next one comes; what is wrong, if there never was one.
 #[derive(Debug, Default)]
 pub struct Definitions(Mutex<(Option<&'static File>, Option<String>)>);
 
@@ -80,7 +80,7 @@ impl Definitions {
     pub fn load(&self, content: Result<Vec<u8>, String>) -> Result<&'static str, String> {
         let found = content.and_then(|bytes| parse(&bytes));
         let (in_force, mistake) = &mut *lock(&self.0);
-        *mistake = found.as_ref().err().cloned();
+        *mistake = found.as_ref().err().filter(|_| in_force.is_none()).cloned();
         Ok(&in_force.insert(forever(found?)).hash)
     }
 
@@ -90,9 +90,7 @@ impl Definitions {
 
     /// The definition of that name, or one that says nothing. Errors: there never was a good file, so it cannot be told.
     pub(crate) fn find(&self, name: &str) -> Result<&'static Definition> {
-        if let (None, Some(mistake)) = &*lock(&self.0) {
-            return Err(refusal!(NotConfigured, "CONFIG_FILE is not usable: {mistake}"));
-        }
+        lock(&self.0).1.clone().map_or(Ok(()), |it| Err(refusal!(NotConfigured, "CONFIG_FILE is not usable: {it}")))?;
         Ok(self.in_force().metrics.iter().find(|it| it.name == name).unwrap_or(&NONE.1))
     }
 }
@@ -158,7 +156,7 @@ fn template(text: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// The hash of what is in force, and whether the newest file is unusable.
+    /// The hash of what is in force, and whether there never was anything usable.
     fn state(Definitions(state): &Definitions) -> (String, bool) {
         let (in_force, mistake) = &*lock(state);
         (in_force.map(|file| file.hash.clone()).unwrap_or_default(), mistake.is_some())
@@ -398,6 +396,7 @@ mod tests {
         assert_eq!(definitions.find("m").unwrap().metric, "", "without a file a metric is what it is");
         assert_eq!(state(&definitions), (String::new(), false));
         assert!(definitions.load(Err("gone".to_owned())).is_err());
+        assert_eq!(state(&definitions), (String::new(), true));
         let refusal = definitions.find("m").expect_err("its definition might say something else");
         assert_eq!(refusal.reason, Reason::NotConfigured);
         assert!(refusal.message.ends_with("CONFIG_FILE is not usable: gone"), "{}", refusal.message);
@@ -406,13 +405,13 @@ mod tests {
         for bad in [Err("gone".to_owned()), Ok(Vec::new())] {
             assert!(definitions.load(bad).is_err());
             assert_eq!(definitions.find("m").unwrap().metric, "");
-            assert_eq!(state(&definitions), (first.to_owned(), true));
+            assert_eq!(state(&definitions), (first.to_owned(), false));
         }
         let good = file(&json!([{ "name": "m", "metric": "a", "maxAge": "1m" }, { "name": "n", "metric": "b" }]));
         let second = definitions.load(Ok(good)).unwrap();
         assert_ne!(second, first);
         assert!(definitions.load(Ok(b"{".to_vec())).is_err());
-        assert_eq!(state(&definitions), (second.to_owned(), true));
+        assert_eq!(state(&definitions), (second.to_owned(), false));
         let found = definitions.find("m").unwrap();
         assert_eq!((found.metric.as_str(), found.max_age), ("a", 60));
         assert_eq!(definitions.find("other").unwrap().metric, "");

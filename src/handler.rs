@@ -98,12 +98,9 @@ impl Handler {
     fn user(&self, asked: &Asked, wait: bool, now: Instant) -> Result<User, Stop> {
         let named = asked.values("X-Remote").next().filter(|_| asked.front_proxy);
         let named: Option<User> = named.and_then(|text| serde_json::from_str(&percent_decode(text, false)?).ok());
-        if let Some(user) = named.filter(|user| !user.name.is_empty()) {
-            return Ok(user);
-        }
         let words = asked.values("Authorization").next().and_then(|value| value.split_once(' '));
         let token = words.filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim());
-        self.auth.user(token, wait, now)
+        named.filter(|user| !user.name.is_empty()).map_or_else(|| self.auth.user(token, wait, now), Ok)
     }
 
     /// Never depends on Sysdig: without a ready pod the APIService breaks kubectl and the deletion of namespaces.
