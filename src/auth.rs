@@ -83,9 +83,8 @@ impl Auth {
         let review = json!({ "apiVersion": review[0], "kind": review[1], "spec": spec });
         let key = sha256(&review.to_string());
         if let Some((status, until, asked_again)) = lock(&self.known).get_mut(&key).filter(|it| it.1 > now) {
-            if status["allowed"] == true && !*asked_again && *until - now < AHEAD {
-                *asked_again = self.refreshes.try_send(review).is_ok();
-            }
+            let due = status["allowed"] == true && !*asked_again && *until - now < AHEAD;
+            *asked_again |= due && self.refreshes.try_send(review).is_ok();
             return Ok(status.clone());
         }
         if wait { Ok(self.ask(&review)?) } else { Err(WAIT) }

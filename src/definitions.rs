@@ -30,7 +30,7 @@ texts! {
         [("workload", None), ("namespace", Some(&Resource::NAMESPACES)), ("cluster", Some(&Resource::CLUSTER))]
             .into_iter().find(|(name, _)| *name == it).map(|(_, scope)| scope), "workload, namespace or cluster";
     absence: (u64, bool) = |it| it.strip_prefix("hold ").and_then(seconds).map(|time| (time, false))
-        .or(["error", "zero"].contains(&it).then_some((0, it == "zero"))), "error, zero, or hold 10s to hold 24h";
+        .or_else(|| ["error", "zero"].contains(&it).then_some((0, it == "zero"))), "error, zero, or hold 10s to hold 24h";
     age: u64 = seconds, "10s to 24h";
     plural: &'static str = |it| (is_name(it, 63) && !it.contains('.')).then(|| kept(it)), "lower-case letters, digits, - only";
     word: &'static str = |it| (is_metric_id(&it.replacen('/', ":", 1)) && !it.contains("..")).then(|| kept(it)), "letters, digits, - . / _ only";
