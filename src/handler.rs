@@ -1,6 +1,6 @@
 //! One request, from who asks to the answer; what must wait says so.
 
-use crate::auth::{Auth, User, unauthenticated};
+use crate::auth::{Auth, User};
 use crate::discovery::{self, etag, negotiate, not_modified};
 use crate::prelude::*;
 use crate::{api::metric_value_list, definitions::Definitions, route, route::percent_decode, store::Store};
@@ -73,7 +73,7 @@ impl Handler {
         asked.user.clone_from(&user.name);
         let route = routed.or_else(|mistake| self.definitions.find("").and(Err(mistake)))?;
         let path = asked.request.url().split('?').next().unwrap_or_default();
-        self.auth.check(&user, &route, path, review, now)?;
+        self.auth.check(user, &route, path, review, now)?;
         let form = negotiate(header(asked, "Accept"), path.trim_end_matches('/') == "/apis")?;
         let text = match route {
             Route::Read(read) => {
@@ -95,12 +95,9 @@ impl Handler {
     fn user(&self, asked: &Asked, wait: bool, now: Instant) -> Result<User, Stop> {
         let named = header(asked, "X-Remote").filter(|_| asked.front_proxy);
         let named: Option<User> = named.and_then(|text| serde_json::from_str(&percent_decode(text, false)?).ok());
-        if let Some(user) = named.filter(|user| !user.name.is_empty()) {
-            return Ok(user.authenticated());
-        }
         let words = header(asked, "Authorization").and_then(|value| value.split_once(' '));
-        let (_, token) = words.filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer")).ok_or_else(unauthenticated)?;
-        self.auth.user(token.trim(), wait, now)
+        let token = words.filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim());
+        named.filter(|user| !user.name.is_empty()).map_or_else(|| self.auth.user(token, wait, now), Ok)
     }
 
     /// Never depends on Sysdig: without a ready pod the APIService breaks kubectl and the deletion of namespaces.
