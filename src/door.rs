@@ -5,7 +5,7 @@
 
 use crate::prelude::*;
 use crate::{connections::Ticket, head, head::Head, random, requestheader::RequestHeader, server};
-use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::UnixTime};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -162,8 +162,8 @@ impl Peer<'_> {
         if let Some((_, _, verified)) = self.verdict.as_ref().filter(|it| Arc::ptr_eq(&it.0, config) && fresh(it.1)) {
             return *verified;
         }
-        let judged = config.judge(self.tls.conn.peer_certificates().unwrap_or_default(), UnixTime::now());
-        let verified = judged.inspect_err(|reason| log::debug!("{reason}")).is_ok();
+        let judged = config.judge(self.tls.conn.peer_certificates().unwrap_or_default(), unix_now());
+        let verified = judged.inspect_err(|reason| log::debug!("client certificate: {reason}")).is_ok();
         self.verdict = Some((config.clone(), now, verified));
         verified
     }

@@ -122,7 +122,7 @@ impl Kube {
         let kind = if method == Method::PATCH { "application/merge-patch+json" } else { JSON };
         let (url, body) = (format!("{base}{path}"), body.map(Value::to_string).unwrap_or_default());
         let sent = exchange(&self.agent()?, method, &url, &token, [accept, kind], body);
-        let sent = sent.and_then(|(status, _, body)| Ok((status, body?)));
+        let sent = sent.and_then(|answer| Ok((answer.status().as_u16(), answer.into_body()?)));
         let (status, answer) = sent.map_err(|error| unavailable(&explain(&error)))?;
         let says = || quoted(&remark(&answer).replace(token.expose(), "(hidden)"));
         let mend =
