@@ -31,22 +31,16 @@ pub struct Kube {
 pub type Objects = Arc<BTreeMap<Object, Ready>>;
 
 /// The Ready pods of an object: how many, and of a Service which.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ready {
-    pub count: u64,
-    pub pods: BTreeSet<String>,
-}
+pub type Ready = (u64, BTreeSet<String>);
 
-impl Ready {
-    /// Adds what an object tells: a workload in its status, an EndpointSlice once for each port and address family.
-    fn add(&mut self, object: &Value) {
-        let counts = ["/status/readyReplicas", "/status/numberReady", "/status/ready"];
-        self.count += counts.iter().find_map(|pointer| object.pointer(pointer)?.as_u64()).unwrap_or(0);
-        let ready = |endpoint: &&Value| endpoint.pointer("/conditions/ready") != Some(&Value::Bool(false));
-        let name = |it: &Value| Some(it.pointer("/targetRef/name").or_else(|| it.pointer("/addresses/0"))?.as_str()?.to_owned());
-        self.pods.extend(items(object, "/endpoints").filter(ready).filter_map(name));
-        self.count = self.count.max(self.pods.len() as u64);
-    }
+/// Adds what an object tells: a workload in its status, an EndpointSlice once for each port and address family.
+fn add_ready((count, pods): &mut Ready, object: &Value) {
+    let counts = ["/status/readyReplicas", "/status/numberReady", "/status/ready"];
+    *count += counts.iter().find_map(|pointer| object.pointer(pointer)?.as_u64()).unwrap_or(0);
+    let ready = |endpoint: &&Value| endpoint["conditions"]["ready"] != false;
+    let name = |it: &Value| Some(it.pointer("/targetRef/name").or_else(|| it.pointer("/addresses/0"))?.as_str()?.to_owned());
+    pods.extend(items(object, "/endpoints").filter(ready).filter_map(name));
+    *count = (*count).max(pods.len() as u64);
 }
 
 impl Kube {
@@ -87,7 +81,7 @@ impl Kube {
                 let text = |pointer: &str| item.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
                 let slice = *of == Resource::ENDPOINT_SLICES;
                 let name = if slice { "/metadata/labels/kubernetes.io~1service-name" } else { "/metadata/name" };
-                found.entry((text("/metadata/namespace"), text(name))).or_default().add(item);
+                add_ready(found.entry((text("/metadata/namespace"), text(name))).or_default(), item);
             }
             let Some(token) = page["metadata"]["continue"].as_str().filter(|token| !token.is_empty()) else {
                 let (mut lists, found) = (lock(&self.lists), Arc::new(found));
@@ -202,8 +196,8 @@ mod tests {
     fn ready_pods_are_those_that_a_workload_counts_or_a_slice_names() {
         let ready = |objects: &[Value]| {
             let mut ready = Ready::default();
-            objects.iter().for_each(|object| ready.add(object));
-            ready.count
+            objects.iter().for_each(|object| add_ready(&mut ready, object));
+            ready.0
         };
         for (status, expected) in [
             (json!({ "readyReplicas": 3, "replicas": 5 }), 3),

@@ -115,7 +115,7 @@ impl Handler {
         if resource == &rows {
             return Ok(vec![object]);
         }
-        let pods = self.kube.ready(resource, place, &object)?.pods;
+        let (_, pods) = self.kube.ready(resource, place, &object)?;
         let pods: Vec<Object> = pods.into_iter().map(|pod| (namespace.clone(), pod)).collect();
         if pods.is_empty() { Err(refusal!(PartlySeen, "{} has no ready pods", what())) } else { Ok(pods) }
     }
@@ -194,7 +194,7 @@ impl Fetch<'_> {
         let (handler, question) = (self.handler, self.question);
         let (resource, place) = (question.resource, if self.wide { "" } else { &object.0 });
         let ready = resource.counts_pods().then(|| handler.kube.ready(resource, place, object));
-        let ready = handler.noted(KUBERNETES, ready.transpose())?.map_or(1, |ready| ready.count.max(1));
+        let ready = handler.noted(KUBERNETES, ready.transpose())?.map_or(1, |(count, _)| count.max(1));
         let ask = || handler.noted(SYSDIG, handler.sysdig.pods(question, &self.scope, self.now));
         let asked = || Ok(*self.seen.get_or_insert_with(ask).as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
         let seen = row.pods.map_or_else(asked, Ok)?;

@@ -17,22 +17,20 @@ pub struct RequestHeader {
 impl RequestHeader {
     /// Understands the ConfigMap, given as a JSON object. Errors: Names the key that is missing or wrong.
     pub fn parse(config_map: &Value) -> Result<Self, String> {
-        let text = |key: &str| config_map.pointer(&format!("/data/{key}"))?.as_str().filter(|text| !text.is_empty());
-        let list = |key: &str| -> Result<Vec<String>, String> {
-            let list = text(key).map_or_else(|| Ok(Vec::new()), serde_json::from_str);
-            list.map_err(|_| format!("{key} is not a JSON array of strings"))
+        let text = |key: &str| config_map["data"][format!("requestheader-{key}")].as_str().unwrap_or_default();
+        let array = |key: &str| -> Result<Vec<String>, String> {
+            let array = if text(key).is_empty() { "[]" } else { text(key) };
+            serde_json::from_str(array).map_err(|_| format!("requestheader-{key} is not a JSON array of strings"))
         };
-        let mut headers = IdentityHeaders::default();
-        for (names, key) in headers.iter_mut().zip(["username-headers", "uid-headers", "group-headers", "extra-headers-prefix"]) {
-            *names = list(&format!("requestheader-{key}"))?.iter().map(|name| name.to_ascii_lowercase()).collect();
-        }
-        let missing = |key| format!("{key} is missing: is the aggregation layer configured?");
+        let list = |key| array(key).map(|names| names.iter().map(|name| name.to_ascii_lowercase()).collect::<Vec<_>>());
+        let headers = [list("username-headers")?, list("uid-headers")?, list("group-headers")?, list("extra-headers-prefix")?];
+        let ask = "is the aggregation layer configured?";
         if headers[0].is_empty() {
-            return Err(missing("requestheader-username-headers"));
+            return Err(format!("requestheader-username-headers is missing: {ask}"));
         }
-        let pem = text("requestheader-client-ca-file").ok_or_else(|| missing("requestheader-client-ca-file"))?;
-        let authorities = certificates(pem).map_err(|mistake| format!("requestheader-client-ca-file holds {mistake}"))?;
-        Ok(Self { authorities, allowed_names: list("requestheader-allowed-names")?, headers })
+        let authorities = certificates(text("client-ca-file"));
+        let authorities = authorities.map_err(|mistake| format!("requestheader-client-ca-file holds {mistake}: {ask}"))?;
+        Ok(Self { authorities, allowed_names: array("allowed-names")?, headers })
     }
 
     /// Whether a client certificate chain, leaf first, may name users at `now` (Unix seconds). Errors: Why not, for the log.
