@@ -4,7 +4,6 @@
 use crate::prelude::*;
 use crate::tls::{agent, certificates, exchange, explain};
 use crate::{requestheader::RequestHeader, sysdig::remark};
-use ureq::Agent;
 
 /// Less than a reader waits, who is told then that it was not Sysdig.
 const TIMEOUT: Duration = Duration::from_secs(4);
@@ -21,8 +20,8 @@ const METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s
 const REQUEST_HEADER: &str = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
 
 pub struct Kube {
-    config: Config,
-    agent: Mutex<Option<(Vec<u8>, Agent)>>,
+    pub(crate) config: Config,
+    agent: Mutex<Option<(Vec<u8>, ureq::Agent)>>,
     /// By path, with the time of the answer.
     lists: Mutex<BTreeMap<String, (Instant, Objects)>>,
 }
@@ -54,8 +53,7 @@ impl Kube {
         let unfinished = if *of == Resource::PODS { "status.phase!=Succeeded,status.phase!=Failed" } else { "" };
         let [labels, fields] = [labels, unfinished].map(percent_encode);
         let path = path(of, namespace, &format!("?limit={PAGE}&labelSelector={labels}&fieldSelector={fields}"));
-        let lifetime = if wanted.is_some() { NAMES } else { READY };
-        self.listed(&path, METADATA, lifetime, wanted, of)
+        self.listed(&path, METADATA, if wanted.is_some() { NAMES } else { READY }, wanted, of)
     }
 
     /// The Ready pods of a workload or Service, out of such a list. Errors: the API cannot tell.
@@ -68,11 +66,11 @@ impl Kube {
     /// A list with all of its pages, remembered for `age`, or for less where `wanted` is missing in it.
     fn listed(&self, path: &str, form: &str, age: Duration, wanted: Option<&Object>, of: &Resource) -> Result<Objects> {
         let now = Instant::now();
-        if let Some((at, known)) = lock(&self.lists).get(path).filter(|_| !self.config.refresh_interval.is_zero()) {
-            let missing = wanted.is_some_and(|wanted| !known.contains_key(wanted));
-            if now.duration_since(*at) < if missing { MISSING } else { age } {
-                return Ok(known.clone());
-            }
+        let age = |known: &Objects| if wanted.is_some_and(|it| !known.contains_key(it)) { MISSING } else { age };
+        let fresh = |(at, known): &&(Instant, Objects)| now.duration_since(*at) < age(known);
+        let known = lock(&self.lists).get(path).filter(fresh).map(|(_, known)| known.clone());
+        if let Some(known) = known.filter(|_| !self.config.refresh_interval.is_zero()) {
+            return Ok(known);
         }
         let (mut found, mut next) = (BTreeMap::<Object, Ready>::new(), String::new());
         for _ in 0..MOST_PAGES {
@@ -139,7 +137,7 @@ impl Kube {
         std::fs::read(&path).map_err(|error| unavailable(&format!("{}: {error}", path.display())))
     }
 
-    fn agent(&self) -> Result<Agent> {
+    fn agent(&self) -> Result<ureq::Agent> {
         let (ca, mut cached) = (self.file("ca.crt")?, lock(&self.agent));
         if let Some((_, agent)) = cached.as_ref().filter(|(known, _)| *known == ca) {
             return Ok(agent.clone());
