@@ -4,9 +4,7 @@
 use crate::prelude::*;
 use crate::{der::common_name, head::IdentityHeaders, tls::certificates, tls::verified};
 use rustls::pki_types::CertificateDer;
-use webpki::KeyUsage;
 
-#[derive(Debug)]
 pub struct RequestHeader {
     authorities: Vec<CertificateDer<'static>>,
     allowed_names: Vec<String>,
@@ -25,9 +23,7 @@ impl RequestHeader {
         let list = |key| array(key).map(|names| names.iter().map(|name| name.to_ascii_lowercase()).collect::<Vec<_>>());
         let headers = [list("username-headers")?, list("uid-headers")?, list("group-headers")?, list("extra-headers-prefix")?];
         let ask = "is the aggregation layer configured?";
-        if headers[0].is_empty() {
-            return Err(format!("requestheader-username-headers is missing: {ask}"));
-        }
+        headers[0].first().ok_or_else(|| format!("requestheader-username-headers is missing: {ask}"))?;
         let authorities = certificates(text("client-ca-file"));
         let authorities = authorities.map_err(|mistake| format!("requestheader-client-ca-file holds {mistake}: {ask}"))?;
         Ok(Self { authorities, allowed_names: array("allowed-names")?, headers })
@@ -35,7 +31,7 @@ impl RequestHeader {
 
     /// Whether a client certificate chain, leaf first, may name users at `now` (Unix seconds). Errors: Why not, for the log.
     pub fn judge(&self, chain: &[CertificateDer<'_>], now: u64) -> Result<(), String> {
-        let leaf = verified(chain, &self.authorities, KeyUsage::client_auth(), now).map_err(|error| error.to_string())?;
+        let leaf = verified(chain, &self.authorities, webpki::KeyUsage::client_auth(), now).map_err(|error| error.to_string())?;
         let (name, allowed) = (common_name(leaf.subject()), &self.allowed_names);
         let fits = allowed.is_empty() || name.as_ref().is_some_and(|name| allowed.contains(name));
         if fits { Ok(()) } else { Err(format!("common name {name:?} is not in requestheader-allowed-names")) }

@@ -3,13 +3,11 @@
 use crate::prelude::*;
 use rustls::crypto::{self, WebPkiSupportedAlgorithms, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject};
-use rustls::server::danger::{ClientCertVerified as Verified, ClientCertVerifier};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
-use rustls::{DigitallySignedStruct as Signature, DistinguishedName, Error, ServerConfig, SignatureScheme, version};
-use rustls::{client::danger::HandshakeSignatureValid as Valid, sign::CertifiedKey};
-use ureq::http::{self, Request};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, danger::ClientCertVerifier};
+use rustls::{DigitallySignedStruct as Signature, DistinguishedName, Error, ServerConfig, SignatureScheme, sign::CertifiedKey};
+use rustls::{client::danger::HandshakeSignatureValid as Valid, server::danger::ClientCertVerified as Verified, version};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
-use ureq::{Agent, Proxy};
+use ureq::{Agent, Proxy, http};
 use webpki::{EndEntityCert, KeyUsage};
 
 const LARGEST_ANSWER: u64 = 8 * 1024 * 1024;
@@ -113,7 +111,7 @@ pub fn agent(roots: Option<&[CertificateDer<'_>]>, verify: bool, timeout: Durati
 pub(crate) fn exchange(
     agent: &Agent, method: Method, url: &str, token: &Secret, [accept, kind]: [&str; 2], body: String,
 ) -> Result<http::Response<Result<Vec<u8>, ureq::Error>>, ureq::Error> {
-    let request = Request::builder().method(method).uri(url).header("Accept", accept).header("Content-Type", kind);
+    let request = http::Request::builder().method(method).uri(url).header("Accept", accept).header("Content-Type", kind);
     let request = request.header("Authorization", format!("Bearer {}", token.expose())).body(body)?;
     Ok(agent.run(request)?.map(|mut body| body.with_config().limit(LARGEST_ANSWER).read_to_vec()))
 }
