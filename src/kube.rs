@@ -2,8 +2,7 @@
 //! rotate. No proxy is used. Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/>.
 
 use crate::prelude::*;
-use crate::tls::{agent, certificates, exchange, explain};
-use crate::{requestheader::RequestHeader, sysdig::remark};
+use crate::{requestheader::RequestHeader, sysdig::remark, tls::agent, tls::certificates, tls::exchange, tls::explain};
 
 /// Less than a reader waits, who is told then that it was not Sysdig.
 const TIMEOUT: Duration = Duration::from_secs(4);
@@ -34,8 +33,7 @@ pub type Ready = (u64, BTreeSet<String>);
 
 /// Adds what an object tells: a workload in its status, an EndpointSlice once for each port and address family.
 fn add_ready((count, pods): &mut Ready, object: &Value) {
-    let counts = ["/status/readyReplicas", "/status/numberReady", "/status/ready"];
-    *count += counts.iter().find_map(|pointer| object.pointer(pointer)?.as_u64()).unwrap_or(0);
+    *count += ["readyReplicas", "numberReady", "ready"].iter().find_map(|key| object["status"][key].as_u64()).unwrap_or(0);
     let ready = |endpoint: &&Value| endpoint["conditions"]["ready"] != false;
     let name = |it: &Value| Some(it.pointer("/targetRef/name").or_else(|| it.pointer("/addresses/0"))?.as_str()?.to_owned());
     pods.extend(items(object, "/endpoints").filter(ready).filter_map(name));
@@ -143,9 +141,7 @@ impl Kube {
             return Ok(agent.clone());
         }
         let roots = certificates(&ca).map_err(|mistake| unavailable(&format!("ca.crt holds {mistake}")))?;
-        let made = agent(Some(&roots), true, TIMEOUT, None);
-        *cached = Some((ca, made.clone()));
-        Ok(made)
+        Ok(cached.insert((ca, agent(Some(&roots), true, TIMEOUT, None))).1.clone())
     }
 }
 
