@@ -139,9 +139,8 @@ impl Kept {
         authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         let mut made = old.unwrap_or_default();
         let before = certificates(&made.authority).unwrap_or_default();
-        let lasting = before.get(..1).is_some_and(|authority| lasts(authority, AUTHORITY_DAYS, now));
-        let key = PrivateKeyDer::from_pem_slice(made.authority_key.as_bytes()).ok().filter(|_| lasting);
-        let kept = key.and_then(|der| KeyPair::try_from(&der).ok());
+        let kept = PrivateKeyDer::from_pem_slice(made.authority_key.as_bytes()).ok().and_then(|it| KeyPair::try_from(&it).ok());
+        let kept = kept.filter(|_| before.get(..1).is_some_and(|authority| lasts(authority, AUTHORITY_DAYS, now)));
         let (anew, key) = (kept.is_none(), kept.map_or_else(KeyPair::generate, Ok).map_err(text)?);
         if anew {
             let new = authority.self_signed(&key).map_err(text)?;

@@ -6,8 +6,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject}
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, danger::ClientCertVerifier};
 use rustls::{DigitallySignedStruct as Signature, DistinguishedName, Error, ServerConfig, SignatureScheme, sign::CertifiedKey};
 use rustls::{client::danger::HandshakeSignatureValid as Valid, server::danger::ClientCertVerified as Verified, version};
-use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
-use ureq::{Agent, Proxy, http};
+use ureq::{Agent, Proxy, http, tls::Certificate, tls::RootCerts, tls::TlsConfig, tls::TlsProvider};
 use webpki::{EndEntityCert, KeyUsage};
 
 const LARGEST_ANSWER: u64 = 8 * 1024 * 1024;
@@ -119,7 +118,6 @@ pub(crate) fn exchange(
 /// What went wrong below HTTP, in a few words and without any part of the request.
 pub fn explain(error: &ureq::Error) -> String {
     match error {
-        ureq::Error::HostNotFound => "the host name is not known to DNS".to_owned(),
         ureq::Error::ConnectionFailed => "the connection is refused".to_owned(),
         ureq::Error::Rustls(error) => format!("TLS: {error}"),
         ureq::Error::Timeout(_) => "no answer in time".to_owned(),
