@@ -5,7 +5,7 @@
 
 use crate::prelude::*;
 use crate::{connections::Ticket, head::Head, random, requestheader::RequestHeader, server};
-use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::UnixTime};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
 use std::io::{self, BufRead, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -148,8 +148,8 @@ impl Peer<'_> {
 
     fn accepts(&mut self, config: &Arc<RequestHeader>) -> bool {
         if !self.verdict.as_ref().is_some_and(|(under, at, _)| Arc::ptr_eq(under, config) && at.elapsed() < VERDICT) {
-            let judged = config.judge(self.tls.conn.peer_certificates().unwrap_or_default(), UnixTime::now());
-            let verified = judged.inspect_err(|reason| log::debug!("{reason}")).is_ok();
+            let judged = config.judge(self.tls.conn.peer_certificates().unwrap_or_default(), unix_now());
+            let verified = judged.inspect_err(|reason| log::debug!("client certificate: {reason}")).is_ok();
             self.verdict = Some((config.clone(), Instant::now(), verified));
         }
         self.verdict.as_ref().is_some_and(|(.., verified)| *verified)

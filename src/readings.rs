@@ -105,7 +105,7 @@ impl Handler {
         if resource == &rows {
             return Ok(vec![object]);
         }
-        let pods = self.kube.ready(resource, place, &object)?.pods;
+        let (_, pods) = self.kube.ready(resource, place, &object)?;
         ensure!(!pods.is_empty(), PartlySeen, "{} has no ready pods", named(resource, namespace, name));
         Ok(pods.into_iter().map(|pod| (namespace.clone(), pod)).collect())
     }
@@ -182,7 +182,7 @@ impl Fetch<'_> {
     fn pods(&self, object: &Object, row: &Row) -> Result<(u64, u64)> {
         let (resource, place) = (self.question.resource, if self.wide { "" } else { &object.0 });
         let ready = resource.counts_pods().then(|| self.handler.kube.ready(resource, place, object));
-        let ready = noted(KUBERNETES, ready.transpose())?.map_or(1, |ready| ready.count.max(1));
+        let ready = noted(KUBERNETES, ready.transpose())?.map_or(1, |(count, _)| count.max(1));
         let ask = || noted(SYSDIG, self.handler.sysdig.pods(self.question, &self.scope, self.now));
         let asked = || Ok(*self.seen.get_or_init(ask).as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
         Ok((row.pods.map_or_else(asked, Ok)?, ready))

@@ -164,7 +164,7 @@ fn serve_certificate(config: &'static Config, kube: &'static Kube) -> Result<Arc
             }
         });
     } else {
-        let keeper = Keeper { kube, serving: served, config, namespace: kube.own_namespace() };
+        let keeper = Keeper { kube, serving: served, namespace: kube.own_namespace() };
         keeper.start()?;
         every([60, 5], move || keeper.keep());
     }

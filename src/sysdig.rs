@@ -183,17 +183,17 @@ impl Sysdig {
         let (url, method) = (format!("{}{path}", self.config.endpoint), if body.is_some() { Method::POST } else { Method::GET });
         let (kind, body) = body.unwrap_or((JSON, String::new()));
         let sent = exchange(&self.agent, method, &url, &token, [JSON, kind], body);
-        let (status, headers, answer) = sent.map_err(|error| self.unreachable(&error))?;
-        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let (head, answer) = sent.map_err(|error| self.unreachable(&error))?.into_parts();
+        let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
         if let Some(theirs) = header("Date").and_then(second_of_day) {
             let (ours, half) = ((unix_now() % 86_400).cast_signed(), 43_200);
             let skew = (theirs - ours + half).rem_euclid(2 * half) - half;
             let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
             let _ = changes::noted("clock", if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) });
         }
-        if status != 200 {
+        if head.status != 200 {
             let retry_after = header("Retry-After").and_then(|text| text.parse().ok());
-            return Err(Error { retry_after, ..self.refused(status, &answer.unwrap_or_default(), &token) });
+            return Err(Error { retry_after, ..self.refused(head.status.as_u16(), &answer.unwrap_or_default(), &token) });
         }
         let answer = answer.map_err(|error| match error {
             ureq::Error::Timeout(_) => self.unreachable(&error),
