@@ -82,10 +82,8 @@ fn ask(
         let answer = sysdig.ask("/api/data", JSON, body.to_string())?;
         let found = answer["data"].as_array().and_then(|list| list.iter().map(read).collect::<Option<Vec<_>>>());
         let other = || refusal!(BackendInvalidAnswer, "{UNUSABLE}: it does not have the rows and columns asked for");
-        let found = found.ok_or_else(other)?;
-        let last = found.len() < PAGE;
-        rows.extend(found);
-        if last {
+        rows.extend(found.ok_or_else(other)?);
+        if rows.len() < (page + 1) * PAGE {
             return Ok(rows);
         }
     }
@@ -98,9 +96,8 @@ fn column(metric: &str, time: &str, group: &str) -> Value {
 
 fn filter(requirements: &[Requirement]) -> Result<String> {
     let parts = requirements.iter().map(|Requirement { key, operator, values }| {
-        let text = values.join(", ");
-        let fits = !text.contains(|c: char| c.is_control() || "'\"\\".contains(c));
-        ensure!(fits, InvalidRequest, "{} {UNFIT}", quoted(&text));
+        let fits = |value: &String| !value.contains(|c: char| c.is_control() || "'\"\\".contains(c));
+        ensure!(values.iter().all(fits), InvalidRequest, "{} {UNFIT}", quoted(&values.join(", ")));
         let mut known = Resource::all().map(|it| it.label).chain(LABELS);
         let id = known.find(|label| label_name(label) == *key).unwrap_or(key);
         let list = values.iter().map(|value| format!("'{value}'")).collect::<Vec<_>>().join(", ");

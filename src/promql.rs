@@ -1,10 +1,8 @@
-//! Questions in PromQL, to Sysdig's Prometheus API.
-//! One request asks for several things of each object: the value, the newest sample's time, the pods that Sysdig sees,
+//! Questions in PromQL: one request asks for the value of each object, its newest sample's time, the pods that Sysdig sees,
 //! and how late samples arrive. Source: <https://docs.sysdig.com/en/sysdig-monitor/prometheuspublicapiservicelimits>.
 
 use crate::prelude::*;
 use crate::sysdig::{STEP, UNUSABLE};
-use std::mem;
 
 /// Sysdig's own metrics: the old id, the name in PromQL, and what a sample is. `delta`: the change since the sample
 /// before, as the agent tells it; `gauge`: a state. What applications tell is a `counter`: a total since some start.
@@ -19,8 +17,9 @@ const CONTAINER: [&str; 7] =
     ["kube_namespace_name", "kube_pod_name", "kube_pod_uid", "container_name", "container", "container_id", "instance"];
 /// The label that tells the parts of an answer apart.
 const PART: &str = "sysdig_metrics_adapter";
-/// A longer query travels in a body.
+/// A longer query travels in a body, which is of this type.
 const LONGEST_GET: usize = 2000;
+const FORM: &str = "application/x-www-form-urlencoded";
 /// Samples that arrive later than this are not waited for.
 const MOST_LAG: u64 = 60;
 
@@ -61,8 +60,9 @@ fn rows_at(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64, lag: u
             "several" => {
                 let each = question.tuning.group == EACH;
                 let whose = CONTAINER.map(|label| labels[label].as_str().filter(|_| each));
-                let other = known.insert((object, whose), labels);
-                row.differing = other.map_or_else(|| mem::take(&mut row.differing), |other| differing(other, labels));
+                if let Some(other) = known.insert((object, whose), labels) {
+                    row.differing = differing(other, labels);
+                }
             }
             "pods" => row.pods = value.parse().ok(),
             "time" => row.end = time.min(end - lag),
@@ -98,10 +98,8 @@ pub(crate) fn names(sysdig: &Sysdig) -> Result<Vec<String>> {
 
 fn ask(sysdig: &Sysdig, query: &str, time: u64) -> Result<Value> {
     let (path, form) = ("/prometheus/api/v1/query", format!("query={}&time={time}", percent_encode(query)));
-    let answer = match form.len() > LONGEST_GET {
-        true => sysdig.ask(path, "application/x-www-form-urlencoded", form)?,
-        false => sysdig.ask(&format!("{path}?{form}"), JSON, String::new())?,
-    };
+    let long = form.len() > LONGEST_GET;
+    let answer = if long { sysdig.ask(path, FORM, form) } else { sysdig.ask(&format!("{path}?{form}"), JSON, String::new()) }?;
     ensure!(answer["data"]["resultType"] == "vector", BackendInvalidAnswer, "{UNUSABLE}: it is no vector");
     // What begins otherwise is a remark on the query; all else means that series are missing.
     let cut = items(&answer, "/warnings").filter_map(Value::as_str).find(|it| !it.starts_with("PromQL ")).map(quoted);
@@ -150,20 +148,18 @@ fn query(question: &Question, within: &[Requirement], lag: u64) -> Result<String
         (_, "timeAvg") => format!("avg_over_time({samples})"),
         _ => format!("{time}_over_time({samples})"),
     };
-    let (single, each) = (group.is_empty() || group == EACH, if group == EACH { CONTAINER.as_slice() } else { &[] });
-    let (whose, group) = ([each, &[by.as_str()]].concat().join(", "), if single { "avg" } else { group });
+    let (single, containers) = (["", EACH].contains(&group), !question.is_host());
+    let whose = [if group == EACH { CONTAINER.as_slice() } else { &[] }, &[by.as_str()]].concat().join(", ");
     let (pod, seen) = (label_name(Resource::PODS.label), format!("{COMPANION}{{{}}}", matchers(within)));
-    let containers = !question.is_host();
+    let part = |part, asked: bool, query| asked.then(|| format!("label_replace({query}, \"{PART}\", \"{part}\", \"\", \"\")"));
     let parts = [
-        (true, "value", format!("{group} by ({by}) ({value})")),
-        (single, "several", format!("topk by ({whose}) (2, ({value}) and on ({whose}) (count by ({whose}) ({value}) > 1))")),
-        (true, "time", format!("max by ({by}) (timestamp({name}{{{matching}}}))")),
-        (containers, "pods", format!("count by ({by}) (count by ({pod}, {by}) (last_over_time({seen}{range})))")),
-        (containers, "lag", format!("max(timestamp({seen}))")),
+        part("value", true, format!("{} by ({by}) ({value})", if single { "avg" } else { group })),
+        part("several", single, format!("topk by ({whose}) (2, ({value}) and on ({whose}) (count by ({whose}) ({value}) > 1))")),
+        part("time", true, format!("max by ({by}) (timestamp({name}{{{matching}}}))")),
+        part("pods", containers, format!("count by ({by}) (count by ({pod}, {by}) (last_over_time({seen}{range})))")),
+        part("lag", containers, format!("max(timestamp({seen}))")),
     ];
-    let asked = parts.iter().filter(|(asked, ..)| *asked);
-    let asked = asked.map(|(_, part, query)| format!("label_replace({query}, \"{PART}\", \"{part}\", \"\", \"\")"));
-    Ok(asked.collect::<Vec<_>>().join(" or "))
+    Ok(parts.into_iter().flatten().collect::<Vec<_>>().join(" or "))
 }
 
 fn matchers(requirements: &[Requirement]) -> String {

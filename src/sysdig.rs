@@ -152,8 +152,7 @@ impl Sysdig {
         let mut known = lock(&self.collected);
         known.retain(|_, (_, until)| now < *until);
         if known.len() < MOST_METRICS {
-            let until = now + if collected { COLLECTED } else { NOT_COLLECTED };
-            known.insert(question.metric.clone(), (collected, until));
+            known.insert(question.metric.clone(), (collected, now + if collected { COLLECTED } else { NOT_COLLECTED }));
         }
         Ok(collected)
     }
