@@ -250,7 +250,8 @@ fn window_end(now: u64) -> u64 {
 
 /// What a server says about an error, in whichever form.
 pub(crate) fn remark(body: &[u8]) -> String {
-    let value = serde_json::from_slice(body).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(body)));
+    let text = body.get(..400).unwrap_or(body);
+    let value = serde_json::from_slice(body).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(text)));
     let pointers = ["", "/errors/0/message", "/errors/0/reason", "/message", "/error", "/details/0"];
     let found = pointers.iter().find_map(|pointer| value.pointer(pointer)?.as_str());
     found.map_or_else(|| value.to_string(), str::to_owned)
