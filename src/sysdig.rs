@@ -3,10 +3,10 @@
 use crate::prelude::*;
 use crate::tls::{agent, certificates, exchange, explain};
 use crate::{data, promql, timestamp::second_of_day};
-use serde::de::DeserializeOwned;
 use std::{cell::Cell, fs, path::PathBuf, sync::atomic::AtomicU64};
 use ureq::{Agent, Proxy};
 
+pub(crate) const CLUSTER: &str = "kubernetes.cluster.name";
 /// Seconds between samples.
 pub(crate) const STEP: u64 = 10;
 /// Seconds that samples may be ahead of our clock; and that the clocks may differ before it is worth a line in the log.
@@ -22,9 +22,10 @@ thread_local! {
     /// How many queries this thread has sent.
     pub(crate) static QUERIES: Cell<u64> = const { Cell::new(0) };
 }
-pub(crate) const OTHER_OBJECT: &str = "it is about another object than asked for";
 /// How much of an answer the log shows.
 const LOGGED: usize = 4096;
+/// How a refusal with [`Reason::BackendInvalidAnswer`] begins.
+pub(crate) const UNUSABLE: &str = "Sysdig's answer cannot be used";
 
 /// What is asked of any number of objects at once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +57,7 @@ impl Question {
 /// Namespace (empty where the objects lie in none) and name.
 pub type Object = (String, String);
 
-/// Which objects are asked about, by their namespaces and names. The cluster is added by the backend.
+/// Which objects are asked about, by their namespaces and names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope(pub BTreeSet<String>, pub BTreeSet<String>);
 
@@ -66,21 +67,18 @@ impl Scope {
         Self(namespaces, names)
     }
 
-    pub(crate) fn requirements(&self, question: &Question) -> Vec<Requirement> {
+    /// What tells these objects in that cluster.
+    pub(crate) fn requirements(&self, question: &Question, cluster: Requirement) -> Vec<Requirement> {
         let [namespace, by] = question.object_labels();
         let workload = BTreeSet::from([question.resource.workload_type.to_owned()]);
         let kind = question.legacy.then_some("kubernetes.workload.type");
         let parts = [(namespace, &self.0), (kind, &workload), (by.filter(|_| self.1.len() <= MOST_NAMES), &self.1)];
-        let given = parts.into_iter().filter_map(|(label, values)| Some((label?, values)));
-        given.map(|(label, values)| Requirement::is(label, values.iter().cloned())).collect()
-    }
-
-    fn holds(&self, (namespace, name): &Object) -> bool {
-        self.0.contains(namespace) && (self.1.len() > MOST_NAMES || self.1.contains(name))
+        let parts = parts.into_iter().filter_map(|(label, values)| Some(Requirement::is(label?, values.iter().cloned())));
+        iter::once(cluster).chain(parts).collect()
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Row {
     /// Unix seconds: up to where there are samples.
     pub end: u64,
@@ -106,15 +104,14 @@ pub struct Sysdig {
 }
 
 impl Sysdig {
-    /// Uses the endpoint, token and cluster of `config`. Errors: `SDC_CA_FILE` or a proxy variable is wrong.
+    /// Uses the endpoint, token and cluster of `config`. Errors: `SDC_CA_FILE` is wrong.
     pub fn new(config: &Config) -> Result<Self, String> {
         let read = |path: &PathBuf| {
             let found = fs::read(path).map_err(|error| error.to_string()).and_then(certificates);
             found.map_err(|mistake| format!("SDC_CA_FILE {}: {mistake}", path.display()))
         };
         let (roots, config) = (config.sysdig_ca_file.as_ref().map(read).transpose()?, config.clone());
-        let proxy = Proxy::try_from_env();
-        let agent = agent(roots.as_deref(), !config.insecure_skip_verify, config.sysdig_timeout, proxy);
+        let agent = agent(roots.as_deref(), !config.insecure_skip_verify, config.sysdig_timeout, Proxy::try_from_env());
         Ok(Self { agent, config, lag: AtomicU64::new(0), queries: Mutex::default(), collected: Mutex::default() })
     }
 
@@ -134,9 +131,10 @@ impl Sysdig {
         let ask = if self.speaks_promql(&question.metric) { promql::rows } else { data::rows };
         let rows = ask(self, question, scope, window_end(now))?;
         let ahead = rows.values().map(|row| row.end.saturating_sub(now)).max().unwrap_or_default();
-        let early = || invalid_answer(&format!("it is {ahead} s ahead of this node's clock: check the node's time"));
-        (ahead <= AHEAD).then_some(()).ok_or_else(early)?;
-        if rows.keys().all(|object| scope.holds(object)) { Ok(rows) } else { Err(invalid_answer(OTHER_OBJECT)) }
+        ensure!(ahead <= AHEAD, BackendInvalidAnswer, "{UNUSABLE}: it is {ahead} s ahead of this node's clock: check NTP");
+        let asked = |it: &Object| scope.0.contains(&it.0) && (scope.1.len() > MOST_NAMES || scope.1.contains(&it.1));
+        ensure!(rows.keys().all(asked), BackendInvalidAnswer, "{UNUSABLE}: it is about another object than asked for");
+        Ok(rows)
     }
 
     /// How many pods of each object Sysdig saw in the window. Errors: Sysdig failed.
@@ -154,8 +152,7 @@ impl Sysdig {
         let mut known = lock(&self.collected);
         known.retain(|_, (_, until)| now < *until);
         if known.len() < MOST_METRICS {
-            let until = now + if collected { COLLECTED } else { NOT_COLLECTED };
-            known.insert(question.metric.clone(), (collected, until));
+            known.insert(question.metric.clone(), (collected, now + if collected { COLLECTED } else { NOT_COLLECTED }));
         }
         Ok(collected)
     }
@@ -175,15 +172,14 @@ impl Sysdig {
         Ok(())
     }
 
-    /// The answer to a GET, or with a body of some type to a POST.
-    pub(crate) fn ask<T: DeserializeOwned>(&self, path: &str, body: Option<(&str, String)>) -> Result<T, Error> {
+    /// The answer to a POST, or to a GET if `body`, which is of type `kind`, is empty.
+    pub(crate) fn ask(&self, path: &str, kind: &str, body: String) -> Result<Value, Error> {
         let token = self.token()?;
         self.count_query(unix_now())?;
-        log::debug!("Sysdig is asked: {path} {}", body.as_ref().map_or("", |(_, body)| body));
-        let (url, method) = (format!("{}{path}", self.config.endpoint), if body.is_some() { Method::POST } else { Method::GET });
-        let (kind, body) = body.unwrap_or((JSON, String::new()));
+        log::debug!("Sysdig is asked: {path} {body}");
+        let (url, method) = (format!("{}{path}", self.config.endpoint), if body.is_empty() { Method::GET } else { Method::POST });
         let sent = exchange(&self.agent, method, &url, &token, [JSON, kind], body);
-        let (head, answer) = sent.map_err(|error| self.unreachable(&error))?.into_parts();
+        let (head, answer) = sent.map_err(|error| self.failed(&error, false))?.into_parts();
         let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
         if let Some(theirs) = header("Date").and_then(second_of_day) {
             let (ours, half) = ((unix_now() % 86_400).cast_signed(), 43_200);
@@ -195,41 +191,38 @@ impl Sysdig {
             let retry_after = header("Retry-After").and_then(|text| text.parse().ok());
             return Err(Error { retry_after, ..self.refused(head.status.as_u16(), &answer.unwrap_or_default(), &token) });
         }
-        let answer = answer.map_err(|error| match error {
-            ureq::Error::Timeout(_) => self.unreachable(&error),
-            other => invalid_answer(&format!("it ends early or cannot be read: {}", explain(&other))),
-        })?;
+        let answer = answer.map_err(|error| self.failed(&error, true))?;
         let shown = String::from_utf8_lossy(answer.get(..LOGGED).unwrap_or(&answer));
         log::debug!("Sysdig answers: {}", shown.replace(token.expose(), "(hidden)"));
-        serde_json::from_slice(&answer).map_err(|error| {
-            let (line, column) = (error.line(), error.column());
-            invalid_answer(&format!("it is not the JSON expected (line {line}, column {column})"))
-        })
+        let mistake = |error| refusal!(BackendInvalidAnswer, "{UNUSABLE}: it is not the JSON expected: {error}");
+        serde_json::from_slice(&answer).map_err(mistake)
     }
 
     fn token(&self) -> Result<Secret, Error> {
-        let given = || self.config.token.clone().ok_or_else(|| "there is no Sysdig API token".to_owned());
-        let read = |path: &PathBuf| match fs::read_to_string(path) {
-            Ok(text) => Secret::new(text.trim()).ok_or_else(|| format!("{} holds no API token", path.display())),
-            Err(error) => Err(format!("the Sysdig API token cannot be read, {}: {error}", path.display())),
+        let found = match self.config.token_file.as_ref().map(|path| (path.display(), fs::read_to_string(path))) {
+            None => self.config.token.clone().ok_or_else(|| "there is no Sysdig API token".to_owned()),
+            Some((path, Ok(text))) => Secret::new(text.trim()).ok_or_else(|| format!("{path} holds no API token")),
+            Some((path, Err(error))) => Err(format!("the Sysdig API token cannot be read, {path}: {error}")),
         };
-        let found = self.config.token_file.as_ref().map_or_else(given, read);
         let create = "kubectl create secret generic --from-literal access-key=TOKEN -n custom-metrics sysdig-api";
         let place = "the token is in Sysdig Monitor under Settings, User Profile";
         found.map_err(|why| refusal!(NotConfigured, "{why}: {create} ({place})"))
     }
 
-    pub(crate) fn cluster(&self) -> Result<&str, Error> {
+    pub(crate) fn cluster(&self) -> Result<Requirement, Error> {
         let set = "kubectl set env deployment/custom-metrics-apiserver -n custom-metrics CLUSTER_NAME=NAME";
         let name = "with the cluster's name as Sysdig Monitor shows it";
-        self.config.cluster.as_deref().ok_or_else(|| refusal!(NotConfigured, "CLUSTER_NAME is not set: {set}, {name}"))
+        let found = self.config.cluster.clone().map(|it| Requirement::is(CLUSTER, [it]));
+        found.ok_or_else(|| refusal!(NotConfigured, "CLUSTER_NAME is not set: {set}, {name}"))
     }
 
-    fn unreachable(&self, error: &ureq::Error) -> Error {
+    /// Why there is no answer, or none to its end if it has `begun`.
+    fn failed(&self, error: &ureq::Error, begun: bool) -> Error {
         let (url, why, check) = (&self.config.endpoint, explain(error), "check SDC_ENDPOINT, SDC_CA_FILE, DNS, egress");
         match error {
             ureq::Error::Timeout(_) => refusal!(BackendTimeout, "Sysdig at {url} did not answer within SDC_TIMEOUT"),
-            ureq::Error::Protocol(_) => invalid_answer("it is not HTTP"),
+            _ if begun => refusal!(BackendInvalidAnswer, "{UNUSABLE}: it ends early or cannot be read: {why}"),
+            ureq::Error::Protocol(_) => refusal!(BackendInvalidAnswer, "{UNUSABLE}: it is not HTTP"),
             _ => refusal!(BackendUnreachable, "Sysdig at {url} cannot be reached: {why} ({check})"),
         }
     }
@@ -255,17 +248,12 @@ fn window_end(now: u64) -> u64 {
     now.saturating_sub(STEP) / STEP * STEP
 }
 
-pub(crate) fn invalid_answer(why: &str) -> Error {
-    refusal!(BackendInvalidAnswer, "Sysdig's answer cannot be used: {why}")
-}
-
 /// What a server says about an error, in whichever form.
 pub(crate) fn remark(body: &[u8]) -> String {
-    let Ok(value) = serde_json::from_slice::<Value>(body) else {
-        return String::from_utf8_lossy(body.get(..400).unwrap_or(body)).into_owned();
-    };
-    let pointers = ["/errors/0/message", "/errors/0/reason", "/message", "/error", "/details/0"];
-    let found = pointers.iter().find_map(|pointer| value.pointer(pointer).and_then(Value::as_str));
+    let text = body.get(..400).unwrap_or(body);
+    let value = serde_json::from_slice(body).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(text)));
+    let pointers = ["", "/errors/0/message", "/errors/0/reason", "/message", "/error", "/details/0"];
+    let found = pointers.iter().find_map(|pointer| value.pointer(pointer)?.as_str());
     found.map_or_else(|| value.to_string(), str::to_owned)
 }
 
