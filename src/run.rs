@@ -2,11 +2,10 @@
 
 use crate::prelude::*;
 use crate::tls::{certified_key, server_config};
-use crate::{auth::Auth, certs::Keeper, definitions::Definitions, door::Door, handler::Handler, server, store::Store};
+use crate::{auth::Auth, certs::Keeper, definitions::Definitions, door::Door, handler::Handler, random, server, store::Store};
 use signal_hook::{consts, flag};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
-use std::{env, error, fs, process::ExitCode};
-use std::{hash::BuildHasher, hash::RandomState, io::Write, os::unix::fs::DirBuilderExt, path::Path, path::PathBuf};
+use std::{env, error, fs, io::Write, os::unix::fs::DirBuilderExt, path::Path, path::PathBuf, process::ExitCode};
 
 const PORT: u16 = 10250;
 /// Kubernetes goes on sending requests to an ending pod until every node knows that it ends.
@@ -52,8 +51,7 @@ fn visible(c: char) -> String {
 
 /// Does `work` with a fresh directory for the inner sockets, which only this process may enter.
 fn with_sockets(parent: &Path, work: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
-    let unique = RandomState::new().hash_one(std::process::id());
-    let own = parent.join(format!("sysdig-metrics-adapter-{unique:016x}"));
+    let own = parent.join(format!("sysdig-metrics-adapter-{:016x}", random().to_bits()));
     fs::DirBuilder::new().mode(0o700).create(&own).map_err(|error| format!("SOCKET_DIR: {}: {error}", own.display()))?;
     let done = work(&own);
     let _ = fs::remove_dir_all(&own);
