@@ -7,6 +7,7 @@ use signal_hook::{consts, flag};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::{env, error, fs, io::Write, os::unix::fs::DirBuilderExt, path::Path, path::PathBuf, process::ExitCode};
 
+const NAME: &str = concat!("sysdig-metrics-adapter ", env!("CARGO_PKG_VERSION"));
 const PORT: u16 = 10250;
 /// Kubernetes goes on sending requests to an ending pod until every node knows that it ends.
 const GRACE: Duration = Duration::from_secs(5);
@@ -21,9 +22,15 @@ const MOST_CONNECTIONS: usize = 512;
 
 type Failure = Box<dyn error::Error>;
 
-/// Runs the adapter until it is told to end. 2 means that a setting is wrong, 1 that the start failed.
+/// Runs the adapter until it is told to end. 2 means that a setting is wrong, or an argument, 1 that the start failed.
 pub fn run() -> ExitCode {
-    start_log();
+    let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
+    log.format(|out, record| writeln!(out, "{} {} {}", rfc3339(unix_now()), record.level(), visible(&record.args().to_string())));
+    log.init();
+    if env::args_os().len() > 1 {
+        log::error!("{NAME} takes no arguments: its settings are environment variables, see README.md");
+        return ExitCode::from(2);
+    }
     let variable = |name: &str| Some(env::var_os(name)?.into_string().map_err(|_| "is not UTF-8".to_owned()));
     let done = Config::read(variable).map(forever).map_err(|mistakes| (2, mistakes)).and_then(|config| {
         let sysdig = Sysdig::new(config).map_err(|mistake| (2, vec![mistake]))?;
@@ -36,17 +43,8 @@ pub fn run() -> ExitCode {
 }
 
 /// Control characters are escaped, so that nothing from outside can start a line of its own.
-fn start_log() {
-    let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
-    log.format(|out, record| {
-        let text: String = record.args().to_string().chars().map(visible).collect();
-        writeln!(out, "{} {} {text}", rfc3339(unix_now()), record.level())
-    });
-    log.init();
-}
-
-fn visible(c: char) -> String {
-    if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
+fn visible(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 /// Does `work` with a fresh directory for the inner sockets, which only this process may enter.
@@ -107,7 +105,7 @@ fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), F
     let everywhere = [(Ipv6Addr::UNSPECIFIED, PORT).into(), (Ipv4Addr::UNSPECIFIED, PORT).into()];
     let addresses = config.listen.as_ref().map_or(&everywhere[..], std::slice::from_ref);
     let listener = TcpListener::bind(addresses).map_err(|error| format!("LISTEN_ADDR: {error}"))?;
-    log::info!("sysdig-metrics-adapter {} listening on {}", env!("CARGO_PKG_VERSION"), listener.local_addr()?);
+    log::info!("{NAME} listening on {}", listener.local_addr()?);
     let tls = server_config(handler.serving.clone(), config.tls13_only)?;
     let door = forever(Door { connections, tls, trust, front_proxy, direct, age: AGE });
     thread::spawn(move || door.serve(&listener));
@@ -191,7 +189,7 @@ mod tests {
 
     #[test]
     fn control_characters_cannot_start_a_line() {
-        assert_eq!("a\nb\u{1b}é".chars().map(visible).collect::<String>(), "a\\nb\\u{1b}é");
+        assert_eq!(visible("a\nb\u{1b}é"), "a\\nb\\u{1b}é");
     }
 
     #[test]
