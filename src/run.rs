@@ -57,21 +57,19 @@ fn with_sockets(parent: &Path, work: impl FnOnce(&Path) -> Result<(), Failure>) 
 }
 
 fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> {
-    let ending = Arc::new(AtomicBool::new(false));
+    let places = capacity(&fs::read_to_string("/proc/self/limits").unwrap_or_default());
+    let connections = forever(Connections { places, ..Connections::default() });
     for signal in [consts::SIGTERM, consts::SIGINT] {
         // A second signal ends at once.
-        flag::register_conditional_shutdown(signal, 1, ending.clone())?;
-        flag::register(signal, ending.clone())?;
+        flag::register_conditional_shutdown(signal, 1, connections.draining.clone())?;
+        flag::register(signal, connections.draining.clone())?;
     }
     let (kube, sysdig) = (forever(Kube::new(config)), forever(sysdig));
     let (auth, serving, store) = (Auth::start(kube), serve_certificate(config, kube)?, Mutex::new(Store::new(config)));
-    let places = capacity(&fs::read_to_string("/proc/self/limits").unwrap_or_default());
-    let connections = Connections { places, ..Connections::default() };
-    let trust = Trust { kube, current: Mutex::default(), asked: Mutex::default() };
+    let trust = forever(Trust { kube, current: Mutex::default(), asked: Mutex::default() });
     let (resources, definitions, news) = (Default::default(), Definitions::default(), Condvar::new());
     let handler =
         forever(Handler { auth, kube, sysdig, definitions, store, news, trust, serving, connections, config, resources });
-    let Handler { trust, connections, .. } = handler;
     handler.list(None);
 
     let (front_proxy, direct) = (sockets.join("front-proxy"), sockets.join("direct"));
@@ -110,11 +108,10 @@ fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), F
     let door = forever(Door { connections, tls, trust, front_proxy, direct, age: AGE });
     thread::spawn(move || door.serve(&listener));
 
-    while !ending.load(Relaxed) {
+    while !connections.draining.load(Relaxed) {
         thread::park_timeout(Duration::from_millis(50));
     }
     log::info!("ending: not ready any more, answering for {} s", GRACE.as_secs());
-    connections.draining.store(true, Relaxed);
     thread::sleep(GRACE);
     if !connections.close_idle(PATIENCE) {
         log::warn!("some requests are still being answered after {} s", PATIENCE.as_secs());
