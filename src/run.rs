@@ -13,8 +13,6 @@ const PORT: u16 = 10250;
 const GRACE: Duration = Duration::from_secs(5);
 /// For answers under way; together with [`GRACE`] well within the 30 s that Kubernetes gives.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Of connections, so that replicas share the load.
-const AGE: Duration = Duration::from_secs(600);
 /// Of a request under way: the connection, the door's side of the inner connection, and two of tiny_http's.
 const DESCRIPTORS: usize = 4;
 const SPARE_DESCRIPTORS: usize = 64;
@@ -78,20 +76,17 @@ fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), F
     if config.insecure_skip_verify {
         log::warn!("SDC_INSECURE_SKIP_VERIFY: whoever sits between the adapter and Sysdig gets the API token");
     }
-    if let Some(file) = config.definitions.clone() {
-        let name = file.display().to_string();
-        follow([file], move |[content]| {
+    if let Some(file) = &config.definitions {
+        follow([file], |[content]| {
             match handler.definitions.load(content) {
-                Ok(hash) => log::info!("CONFIG_FILE {name} is in force, hash {hash}"),
-                Err(mistake) => log::warn!("CONFIG_FILE {name} is not used: {mistake}"),
+                Ok(hash) => log::info!("CONFIG_FILE {} is in force, hash {hash}", file.display()),
+                Err(mistake) => log::warn!("CONFIG_FILE {} is not used: {mistake}", file.display()),
             }
             handler.list(None);
         });
     }
     every([30, 1], || trust.refreshed(true).is_some());
-    if let Err(error) = sysdig.check_configured() {
-        log::warn!("reads are refused until this is mended: {}", error.message);
-    }
+    sysdig.check_configured().unwrap_or_else(|error| log::warn!("reads are refused until this is mended: {}", error.message));
     // Discovery's list; nothing else depends on it.
     every([600, 30], move || {
         let found = sysdig.catalogue().map(|metrics| handler.list(Some(metrics)));
@@ -105,7 +100,7 @@ fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), F
     let listener = TcpListener::bind(addresses).map_err(|error| format!("LISTEN_ADDR: {error}"))?;
     log::info!("{NAME} listening on {}", listener.local_addr()?);
     let tls = server_config(handler.serving.clone(), config.tls13_only)?;
-    let door = forever(Door { connections, tls, trust, front_proxy, direct, age: AGE });
+    let door = forever(Door { connections, tls, trust, front_proxy, direct, age: Duration::from_secs(600) });
     thread::spawn(move || door.serve(&listener));
 
     while !connections.draining.load(Relaxed) {
@@ -126,13 +121,12 @@ fn every([period, retry]: [u64; 2], work: impl FnMut() -> bool + Send + 'static)
 }
 
 /// Hands over what the files hold, now and whenever it changes; kubelet brings a change within a minute or two.
-fn follow<const N: usize>(files: [PathBuf; N], apply: impl Fn([Result<Vec<u8>, String>; N]) + Send + 'static) {
+fn follow<const N: usize>(files: [&'static PathBuf; N], apply: impl Fn([Result<Vec<u8>, String>; N]) + Send + 'static) {
     let mut known = None;
     let mut look = move || {
-        let found = Some(files.each_ref().map(|file| fs::read(file).map_err(|error| error.to_string())));
-        if known != found {
-            known.clone_from(&found);
-            found.map(&apply);
+        let found = files.map(|file| fs::read(file).map_err(|error| error.to_string()));
+        if known.replace(found.clone()).as_ref() != Some(&found) {
+            apply(found);
         }
         true
     };
@@ -144,16 +138,15 @@ fn follow<const N: usize>(files: [PathBuf; N], apply: impl Fn([Result<Vec<u8>, S
 fn serve_certificate(config: &'static Config, kube: &'static Kube) -> Result<Arc<Serving>, String> {
     let serving = Arc::new(Serving::default());
     let served = serving.clone();
-    if let Some((chain, key)) = config.tls_files.clone() {
-        let name = chain.display().to_string();
-        follow([chain, key], move |[chain, key]| {
+    if let Some((file, key_file)) = &config.tls_files {
+        follow([file, key_file], move |[chain, key]| {
             let key = key.map_err(|mistake| format!("TLS_KEY_FILE: {mistake}"));
             let pair = chain.and_then(|chain| certified_key(chain, key?));
-            let pair = pair.map_err(|mistake| refusal!(NotConfigured, "{name} is not used: {mistake}"));
+            let pair = pair.map_err(|mistake| refusal!(NotConfigured, "{} is not used: {mistake}", file.display()));
             if let Ok(pair) = changes::noted("serving certificate", pair) {
                 *lock(&served.key) = Some(pair);
                 served.settled.store(true, Relaxed);
-                log::info!("serving certificate {name} is in use");
+                log::info!("serving certificate {} is in use", file.display());
             }
         });
     } else {
@@ -166,8 +159,8 @@ fn serve_certificate(config: &'static Config, kube: &'static Kube) -> Result<Arc
 
 /// How many connections fit below the limit of open files, as /proc/self/limits tells it.
 fn capacity(limits: &str) -> usize {
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-    let soft: usize = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(usize::MAX);
+    let soft = |line: &str| line.strip_prefix("Max open files")?.split_whitespace().next()?.parse().ok();
+    let soft = limits.lines().find_map(soft).unwrap_or(usize::MAX);
     (soft.saturating_sub(SPARE_DESCRIPTORS) / DESCRIPTORS).clamp(8, MOST_CONNECTIONS)
 }
 
