@@ -19,12 +19,10 @@ pub(crate) fn response(status: u16, content_type: &str, body: impl Into<Vec<u8>>
 
 /// The answer to a read, fields in the order of the walk-through.
 pub(crate) fn metric_value_list(read: &Read, path: &str, items: &[Item], window: u64) -> Response {
-    let (Read { api: (group, version), described, .. }, metric) = (read, json!(read.metric));
-    let Resource { kind, api_version, .. } = described;
-    let selector = label_selector(&read.selector);
-    let namespace = json!(read.namespace);
-    let namespace = if described.is_namespaced() { format!(r#""namespace":{namespace},"#) } else { String::new() };
-    let start = format!(r#""describedObject":{{"kind":"{kind}",{namespace}"name":"#);
+    let Read { api: (group, version), described: Resource { kind, api_version, .. }, .. } = read;
+    let (metric, selector) = (json!(read.metric), label_selector(&read.selector));
+    let place = if read.described.is_namespaced() { format!(r#""namespace":{},"#, json!(read.namespace)) } else { String::new() };
+    let start = format!(r#""describedObject":{{"kind":"{kind}",{place}"name":"#);
     let items = items.iter().map(|(name, quantity, end)| {
         let (name, end) = (json!(if read.name == "*" { name } else { &read.name }), rfc3339(*end));
         let object = format!(r#"{start}{name},"apiVersion":"{api_version}"}}"#);

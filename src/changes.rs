@@ -1,10 +1,9 @@
 //! Says in the log what changed, and only that: an outage is one line when it starts and one when it ends.
 
 use crate::prelude::*;
-use std::mem;
 
-/// Of each thing: the reason it fails for, if it does, and how often it did so far.
-static STATES: Mutex<BTreeMap<&str, (Option<Reason>, u64)>> = Mutex::new(BTreeMap::new());
+/// Of each thing that fails: the reason, and how often it did so far.
+static FAILING: Mutex<BTreeMap<&str, (Reason, u64)>> = Mutex::new(BTreeMap::new());
 
 /// Passes on how `thing` went, and logs it if that is another state than before.
 pub(crate) fn noted<T>(thing: &'static str, result: Result<T>) -> Result<T> {
@@ -15,14 +14,13 @@ pub(crate) fn noted<T>(thing: &'static str, result: Result<T>) -> Result<T> {
 }
 
 fn change(thing: &'static str, error: Option<&Error>) -> Option<(log::Level, String)> {
-    let mut states = lock(&STATES);
-    let (failing, failures) = states.entry(thing).or_default();
-    let before = mem::replace(failing, error.map(|error| error.reason));
+    let mut failing = lock(&FAILING);
+    let (before, failures) = failing.remove(thing).unzip();
+    let failures = failures.unwrap_or(0);
     let Some(Error { reason, message, .. }) = error else {
-        let failures = mem::take(failures);
         return before.map(|_| (log::Level::Info, format!("{thing}: works again (failures: {failures})")));
     };
-    *failures += 1;
+    failing.insert(thing, (*reason, failures + 1));
     let line = || (log::Level::Warn, format!("{thing}: {}: {message}", reason.word()));
     (before != Some(*reason)).then(line)
 }

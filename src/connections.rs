@@ -12,8 +12,8 @@ pub(crate) struct Connections {
     /// In the order they came.
     pub(crate) live: Mutex<BTreeMap<u64, Entry>>,
     pub(crate) gone: Condvar,
-    /// Answers are the last of their connections; see [`Self::close_idle`].
-    pub(crate) draining: AtomicBool,
+    /// Set by a signal to end: answers are the last of their connections; see [`Self::close_idle`].
+    pub(crate) draining: Arc<AtomicBool>,
 }
 
 pub(crate) struct Entry {

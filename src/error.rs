@@ -1,8 +1,7 @@
 //! Every refusal the adapter can give, and the one place where it becomes a Kubernetes Status.
 //! It is read in `kubectl describe hpa`, so its message names the thing and the mend; [`Reason::word`] is for scripts.
 
-use crate::api::{JSON, Response, response};
-use serde_json::json;
+use crate::prelude::{JSON, Response, json, response};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -27,17 +26,17 @@ macro_rules! ensure {
 pub(crate) use {ensure, refusal};
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $variant:ident = $code:literal $status:literal $word:literal,)+) => {
+    ($($code:literal $status:literal: $($variant:ident = $word:literal),+;)+) => {
         /// What kind of refusal, grouped by who must act.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum Reason { $(#[doc = concat!("`", $word, "`")] $(#[$doc])* $variant,)+ }
+        pub enum Reason { $($(#[doc = concat!("`", $word, "`")] $variant,)+)+ }
 
         impl Reason {
-            pub const ALL: &[Self] = &[$(Self::$variant),+];
+            pub const ALL: &[Self] = &[$($(Self::$variant),+),+];
 
             /// HTTP status, Kubernetes reason, and the stable word for scripts, alerts and documentation.
-            fn row(self) -> (u16, &'static str, &'static str) {
-                match self { $(Self::$variant => ($code, $status, $word),)+ }
+            pub fn row(self) -> (u16, &'static str, &'static str) {
+                match self { $($(Self::$variant => ($code, $status, $word),)+)+ }
             }
         }
     };
@@ -45,41 +44,31 @@ macro_rules! reasons {
 
 reasons! {
     // The caller.
-    InvalidRequest = 400 "BadRequest" "invalid-request",
-    Unauthenticated = 401 "Unauthorized" "unauthenticated",
-    Forbidden = 403 "Forbidden" "forbidden",
-    NotFound = 404 "NotFound" "not-found",
-    MethodNotAllowed = 405 "MethodNotAllowed" "method-not-allowed",
-    NotAcceptable = 406 "NotAcceptable" "not-acceptable",
-    RequestTimeout = 408 "Timeout" "request-timeout",
-    HeadTooLarge = 431 "RequestHeaderFieldsTooLarge" "head-too-large",
-    HttpVersion = 505 "HTTPVersionNotSupported" "http-version",
-    ObjectNotFound = 404 "NotFound" "object-not-found",
+    400 "BadRequest": InvalidRequest = "invalid-request";
+    401 "Unauthorized": Unauthenticated = "unauthenticated";
+    403 "Forbidden": Forbidden = "forbidden";
+    404 "NotFound": NotFound = "not-found";
+    405 "MethodNotAllowed": MethodNotAllowed = "method-not-allowed";
+    406 "NotAcceptable": NotAcceptable = "not-acceptable";
+    408 "Timeout": RequestTimeout = "request-timeout";
+    431 "RequestHeaderFieldsTooLarge": HeadTooLarge = "head-too-large";
+    505 "HTTPVersionNotSupported": HttpVersion = "http-version";
+    404 "NotFound": ObjectNotFound = "object-not-found";
     // The metric, as it stands in Sysdig.
-    NoData = 404 "NotFound" "no-data",
-    PartlySeen = 404 "NotFound" "partly-seen",
-    MetricNotCollected = 404 "NotFound" "metric-not-collected",
-    TooOld = 503 "ServiceUnavailable" "too-old",
-    NotFinite = 422 "UnprocessableEntity" "not-finite",
-    OutOfRange = 422 "UnprocessableEntity" "out-of-range",
-    Ambiguous = 422 "UnprocessableEntity" "ambiguous",
+    404 "NotFound": NoData = "no-data", PartlySeen = "partly-seen", MetricNotCollected = "metric-not-collected";
+    503 "ServiceUnavailable": TooOld = "too-old";
+    422 "UnprocessableEntity": NotFinite = "not-finite", OutOfRange = "out-of-range", Ambiguous = "ambiguous";
     // The operator of the adapter.
-    NotConfigured = 503 "ServiceUnavailable" "not-configured",
-    ForeignSlot = 503 "ServiceUnavailable" "foreign-apiservice",
-    KubernetesForbidden = 503 "ServiceUnavailable" "kubernetes-forbidden",
-    BackendUnauthorized = 503 "ServiceUnavailable" "backend-unauthorized",
-    BackendForbidden = 503 "ServiceUnavailable" "backend-forbidden",
-    BackendRejected = 404 "NotFound" "backend-rejected",
+    503 "ServiceUnavailable": NotConfigured = "not-configured", ForeignSlot = "foreign-apiservice",
+        KubernetesForbidden = "kubernetes-forbidden",
+        BackendUnauthorized = "backend-unauthorized", BackendForbidden = "backend-forbidden";
+    404 "NotFound": BackendRejected = "backend-rejected";
     // Nobody, or whoever runs what failed.
-    Overloaded = 429 "TooManyRequests" "overloaded",
-    KubernetesConflict = 503 "ServiceUnavailable" "kubernetes-conflict",
-    KubernetesUnavailable = 503 "ServiceUnavailable" "kubernetes-unavailable",
-    BackendRateLimited = 503 "ServiceUnavailable" "backend-rate-limited",
-    BackendError = 503 "ServiceUnavailable" "backend-error",
-    BackendTimeout = 503 "ServiceUnavailable" "backend-timeout",
-    BackendUnreachable = 503 "ServiceUnavailable" "backend-unreachable",
-    BackendInvalidAnswer = 503 "ServiceUnavailable" "backend-invalid-answer",
-    Internal = 500 "InternalError" "internal",
+    429 "TooManyRequests": Overloaded = "overloaded";
+    503 "ServiceUnavailable": KubernetesConflict = "kubernetes-conflict", KubernetesUnavailable = "kubernetes-unavailable",
+        BackendRateLimited = "backend-rate-limited", BackendError = "backend-error", BackendTimeout = "backend-timeout",
+        BackendUnreachable = "backend-unreachable", BackendInvalidAnswer = "backend-invalid-answer";
+    500 "InternalError": Internal = "internal";
 }
 
 impl Reason {
@@ -89,8 +78,7 @@ impl Reason {
 
     /// Whether the last good value stands in for it, until that is too old.
     pub(crate) fn is_passing(self) -> bool {
-        let lasting = [Self::ObjectNotFound, Self::NotFinite, Self::OutOfRange, Self::Ambiguous, Self::InvalidRequest];
-        !lasting.contains(&self)
+        !matches!(self, Self::ObjectNotFound | Self::NotFinite | Self::OutOfRange | Self::Ambiguous | Self::InvalidRequest)
     }
 
     /// Whether it says something about Sysdig as a whole.

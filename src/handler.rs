@@ -38,9 +38,9 @@ pub(crate) struct Handler {
     pub(crate) store: Mutex<Store>,
     /// There is something to ask Sysdig for, or something was answered.
     pub(crate) news: Condvar,
-    pub(crate) trust: Trust,
+    pub(crate) trust: &'static Trust,
     pub(crate) serving: Arc<Serving>,
-    pub(crate) connections: Connections,
+    pub(crate) connections: &'static Connections,
     pub(crate) config: &'static Config,
     /// The names of Sysdig's metrics, and the lists of [`APIS`], which are not locked while they are made.
     pub(crate) resources: (Mutex<Vec<String>>, Mutex<BTreeMap<route::Api, String>>),

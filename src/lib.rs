@@ -39,9 +39,8 @@ mod prelude {
     pub(crate) use crate::selector::{Operator, Requirement, Tuning, settle};
     pub(crate) use crate::sysdig::{Object, Question, Row, Rows, Scope, Sysdig};
     pub(crate) use crate::timestamp::{rfc3339, unix_now};
-    pub(crate) use crate::{
-        changes, connections::Connections, forever, lock, quantity::Quantity, requestheader::Trust, tls::Serving,
-    };
+    pub(crate) use crate::{changes, connections::Connections, forever, lock, quantity::Quantity};
+    pub(crate) use crate::{requestheader::Trust, tls::Serving};
     pub(crate) use serde_json::{Value, json};
     pub(crate) use std::collections::{BTreeMap, BTreeSet};
     pub(crate) use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -51,10 +50,10 @@ mod prelude {
     pub(crate) use ureq::http::Method;
 }
 
-/// At least 0 and below 1, for what must not happen everywhere at the same time.
+/// At least 0 and below 1, in the 53 bits of the type, for what must differ between replicas or starts.
 pub(crate) fn random() -> f64 {
     use std::hash::{BuildHasher, RandomState};
-    (RandomState::new().hash_one(0_u8) % 1024) as f64 / 1024.0
+    (RandomState::new().hash_one(0_u8) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// What lives as long as the process does.
