@@ -2,6 +2,7 @@
 
 use crate::prelude::*;
 use crate::{promql::label_name, sysdig::CLUSTER, sysdig::UNUSABLE};
+use serde::Deserialize;
 
 /// Every container has it: where it has a value, silence of another metric means idleness.
 const COMPANION: &str = "container.count";
@@ -49,7 +50,7 @@ pub(crate) fn catalogue(sysdig: &Sysdig) -> Result<Vec<String>> {
     let mut ids = Vec::new();
     for page in 0..MOST_PAGES {
         let path = format!("/api/v2/metrics/descriptors?limit={PAGE}&offset={}", page * PAGE);
-        let found = sysdig.ask(&path, JSON, String::new())?;
+        let found: Value = sysdig.ask(&path, JSON, String::new())?;
         let missing = || refusal!(BackendInvalidAnswer, "{UNUSABLE}: metricDescriptors is missing");
         let list = found["metricDescriptors"].as_array().ok_or_else(missing)?;
         let metrics = list.iter().filter(|it| it["metricType"] != "none" && it["metricType"] != "segmentBy");
@@ -61,16 +62,30 @@ pub(crate) fn catalogue(sysdig: &Sysdig) -> Result<Vec<String>> {
     Ok(ids)
 }
 
+/// What is stricter than a [`Value`], which takes the last of two that have the same name.
+#[derive(Deserialize)]
+struct Page {
+    data: Vec<Line>,
+}
+
+/// The end of the window, and what stands in each of the columns.
+#[derive(Deserialize)]
+struct Line {
+    t: u64,
+    d: Vec<Value>,
+}
+
 /// All pages of an answer. A row has the object that its labels name, the end of its window, and the metrics' cells.
 fn ask(
     sysdig: &Sysdig, question: &Question, within: &[Requirement], end: u64, metrics: impl IntoIterator<Item = Value>,
 ) -> Result<Vec<(Object, u64, Vec<Value>)>> {
     let (filter, by, start) = (filter(within)?, question.object_labels(), end.saturating_sub(question.tuning.window));
     let columns: Vec<Value> = by.iter().flatten().map(|label| json!({ "id": label })).chain(metrics).collect();
-    let read = |row: &Value| {
-        let mut cells = row["d"].as_array().filter(|cells| cells.len() == columns.len())?.iter();
-        let [namespace, name] = by.map(|label| label.map_or(Some(""), |_| cells.next()?.as_str()).map(str::to_owned));
-        Some(((namespace?, name?), row["t"].as_u64()?, cells.cloned().collect()))
+    let read = |Line { t, d }: Line| {
+        let mut cells = Some(d).filter(|cells| cells.len() == columns.len())?.into_iter();
+        let name = |label: Option<_>| label.map_or(Some(String::new()), |_| Some(cells.next()?.as_str()?.to_owned()));
+        let [namespace, name] = by.map(name);
+        Some(((namespace?, name?), t, cells.collect()))
     };
     let mut rows = Vec::new();
     for page in 0..MOST_PAGES {
@@ -79,8 +94,8 @@ fn ask(
             "paging": { "from": page * PAGE, "to": (page + 1) * PAGE - 1 },
             "dataSourceType": if question.is_host() { "host" } else { "container" },
         });
-        let answer = sysdig.ask("/api/data", JSON, body.to_string())?;
-        let found = answer["data"].as_array().and_then(|list| list.iter().map(read).collect::<Option<Vec<_>>>());
+        let Page { data } = sysdig.ask("/api/data", JSON, body.to_string())?;
+        let found = data.into_iter().map(read).collect::<Option<Vec<_>>>();
         let other = || refusal!(BackendInvalidAnswer, "{UNUSABLE}: it does not have the rows and columns asked for");
         rows.extend(found.ok_or_else(other)?);
         if rows.len() < (page + 1) * PAGE {

@@ -99,7 +99,8 @@ pub(crate) fn names(sysdig: &Sysdig) -> Result<Vec<String>> {
 fn ask(sysdig: &Sysdig, query: &str, time: u64) -> Result<Value> {
     let (path, form) = ("/prometheus/api/v1/query", format!("query={}&time={time}", percent_encode(query)));
     let long = form.len() > LONGEST_GET;
-    let answer = if long { sysdig.ask(path, FORM, form) } else { sysdig.ask(&format!("{path}?{form}"), JSON, String::new()) }?;
+    let answer: Value =
+        if long { sysdig.ask(path, FORM, form) } else { sysdig.ask(&format!("{path}?{form}"), JSON, String::new()) }?;
     ensure!(answer["data"]["resultType"] == "vector", BackendInvalidAnswer, "{UNUSABLE}: it is no vector");
     // What begins otherwise is a remark on the query; all else means that series are missing.
     let cut = items(&answer, "/warnings").filter_map(Value::as_str).find(|it| !it.starts_with("PromQL ")).map(quoted);

@@ -3,6 +3,7 @@
 use crate::prelude::*;
 use crate::tls::{agent, certificates, exchange, explain};
 use crate::{data, promql, timestamp::second_of_day};
+use serde::de::DeserializeOwned;
 use std::{cell::Cell, fs, path::PathBuf, sync::atomic::AtomicU64};
 use ureq::{Agent, Proxy};
 
@@ -173,7 +174,7 @@ impl Sysdig {
     }
 
     /// The answer to a POST, or to a GET if `body`, which is of type `kind`, is empty.
-    pub(crate) fn ask(&self, path: &str, kind: &str, body: String) -> Result<Value, Error> {
+    pub(crate) fn ask<T: DeserializeOwned>(&self, path: &str, kind: &str, body: String) -> Result<T, Error> {
         let token = self.token()?;
         self.count_query(unix_now())?;
         log::debug!("Sysdig is asked: {path} {body}");
