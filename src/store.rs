@@ -43,7 +43,7 @@ struct Batch {
 #[derive(Default)]
 struct Ask {
     last: Option<Instant>,
-    /// Asked for more than once: kept fresh.
+    /// Asked for more than once: kept fresh, if anything is.
     again: bool,
     waiting: bool,
     answered: Option<Instant>,
@@ -60,8 +60,7 @@ impl Store {
     /// What is known without asking Sysdig; None if it must be asked.
     pub(crate) fn known(&mut self, plan @ (question, select, _): &Plan, at: Instant, now: u64) -> Option<Result<Vec<Item>>> {
         let ask = self.batches.get_mut(question)?.asks.get_mut(select)?;
-        let fresh =
-            at - ask.answered? < self.config.refresh_interval * 2 || (ask.again && !self.config.refresh_interval.is_zero());
+        let fresh = at - ask.answered? < self.config.refresh_interval * 2 || ask.again;
         fresh.then(|| {
             (ask.last, ask.again) = (Some(at), true);
             ask.outcome(plan, self.config.max_age.as_secs(), now)
@@ -76,7 +75,7 @@ impl Store {
         }
         ensure!(asks(&self.batches) < MOST_ASKS, Overloaded, "more metrics are asked for than the adapter keeps ({MOST_ASKS})");
         let ask = self.batches.entry(question.clone()).or_default().asks.entry(select.clone()).or_default();
-        ask.again |= ask.last.is_some();
+        ask.again |= ask.last.is_some() && !self.config.refresh_interval.is_zero();
         (ask.last, ask.waiting) = (Some(at), true);
         Ok(ask.answered)
     }
@@ -100,7 +99,7 @@ impl Store {
         if !pause.is_zero() || (self.failures >= FAILURES && self.batches.values().any(|batch| batch.running)) {
             return Err(pause.max(NAP));
         }
-        let wanted = |ask: &Ask| ask.waiting || (ask.again && !self.config.refresh_interval.is_zero());
+        let wanted = |ask: &Ask| ask.waiting || ask.again;
         let rank = |batch: &Batch| (!batch.asks.values().any(|ask| ask.waiting), batch.due);
         let idle = self.batches.iter_mut().filter(|(_, batch)| !batch.running && batch.asks.values().any(wanted));
         let Some((question, batch)) = idle.min_by_key(|(_, batch)| rank(batch)) else { return Err(NAP) };
