@@ -49,7 +49,8 @@ pub(crate) fn rows(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64
     Ok(rows)
 }
 
-pub(crate) fn pods(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64) -> Result<BTreeMap<Object, u64>> {
+/// How many pods of each object Sysdig saw in the window that ends at `end`.
+pub fn pods(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64) -> Result<BTreeMap<Object, u64>> {
     let (by, span) = (question.object_labels(), [end.saturating_sub(question.tuning.window), end]);
     let metrics = vec![json!({ "id": Resource::PODS.label }), column(COMPANION, "avg", "avg")];
     let mut pods = BTreeMap::new();

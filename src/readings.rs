@@ -3,7 +3,7 @@
 
 use crate::prelude::*;
 use crate::store::{Job, Outcome, Plan, Store};
-use crate::{handler::Handler, handler::Stop, handler::WAIT, promql, server::guarded, sysdig::QUERIES};
+use crate::{data, handler::Handler, handler::Stop, handler::WAIT, promql, server::guarded, sysdig::QUERIES, sysdig::window_end};
 use std::cell::OnceCell;
 
 const KUBERNETES: &str = "Kubernetes API";
@@ -40,45 +40,41 @@ impl Handler {
     fn plan(&self, read: &Read) -> Result<Plan> {
         let defined = self.definitions.find(&read.metric)?;
         // The autoscaler's settings win; the labels of both must hold.
-        let (labels, tuning) = settle(&[&*defined.selector, &*read.selector].concat());
+        let (labels, mut tuning) = settle(&[&*defined.selector, &*read.selector].concat());
         let metric = if defined.metric.is_empty() { &read.metric } else { &defined.metric }.clone();
-        let mut select = read.select.clone();
-        let (resource, promql) = (select.resource, self.sysdig.speaks_promql(&metric));
-        let mut question = Question { metric, tuning, resource, legacy: read.described.kind != resource.kind, labels };
-        if let Some(scope) = defined.scope {
-            let (one, what) = (!read.namespace.is_empty() && read.name != "*", scope.kind);
-            ensure!(one, InvalidRequest, "{} measures a {what}: ask for one object of a namespace by its name", read.metric);
-            let name = if *scope == Resource::CLUSTER { "" } else { &read.namespace }.to_owned();
-            (question.resource, question.legacy) = (scope, false);
-            select = Select { resource: scope, namespace: String::new(), name, labels: String::new() };
-        } else if promql && *resource == Resource::SERVICES {
-            // No label tells a Service there, and a pod can be behind several: a Service is what it selects.
-            ensure!(select.name != "*", InvalidRequest, "in PromQL services are read by name only: read pods instead");
-            question.resource = &Resource::PODS;
-        }
+        let promql = self.sysdig.speaks_promql(&metric);
         // Nobody having declared an aggregation, an external metric must be one series, where that can be told; of each
         // object a template's must be one, and what the agent itself tells is one for each container.
-        let single = promql && (read.api.0 == EXTERNAL || question.metric.contains('{'));
-        let own = question.metric.contains('.') || question.metric.starts_with("sysdig_");
-        if question.tuning.group.is_empty() && !single {
-            question.tuning.group = if promql && !own { promql::EACH } else { "avg" };
+        let single = promql && (read.api.0 == EXTERNAL || metric.contains('{'));
+        let own = metric.contains('.') || metric.starts_with("sysdig_");
+        if tuning.group.is_empty() && !single {
+            tuning.group = if promql && !own { promql::EACH } else { "avg" };
         }
-        Ok((question, select, defined))
+        let mut select = read.select.clone();
+        if let Some(resource) = defined.scope {
+            let (one, what) = (!read.namespace.is_empty() && read.name != "*", resource.kind);
+            ensure!(one, InvalidRequest, "{} measures a {what}: ask for one object of a namespace by its name", read.metric);
+            let name = if *resource == Resource::CLUSTER { "" } else { &read.namespace }.to_owned();
+            select = Select { resource, namespace: String::new(), name, labels: String::new() };
+        }
+        // No label tells a Service in PromQL, and a pod can be behind several: there a Service is what it selects.
+        let selecting = promql && *select.resource == Resource::SERVICES;
+        ensure!(!selecting || select.name != "*", InvalidRequest, "in PromQL services are read by name only: read pods instead");
+        let resource = if selecting { &Resource::PODS } else { select.resource };
+        let legacy = *read.described == Resource::SERVICES && !resource.workload_type.is_empty();
+        Ok((Question { metric, tuning, resource, legacy, labels }, select, defined))
     }
 
-    /// Asks Sysdig for what is wanted or due, for ever.
+    /// Asks Sysdig for what is wanted or due, or waits until there may be something.
     pub(crate) fn refresh(&self) {
-        loop {
-            let mut store = lock(&self.store);
-            match store.next(Instant::now()) {
-                Err(pause) => drop(self.news.wait_timeout(store, pause)),
-                Ok(job) => {
-                    drop(store);
-                    let now = unix_now();
-                    let outcome = guarded(|| self.fetch(&job, now));
-                    lock(&self.store).done(&job, outcome, QUERIES.take(), Instant::now(), now);
-                    self.news.notify_all();
-                }
+        let (mut store, now) = (lock(&self.store), unix_now());
+        match store.next(Instant::now()) {
+            Err(pause) => drop(self.news.wait_timeout(store, pause)),
+            Ok(job) => {
+                drop(store);
+                let outcome = guarded(|| self.fetch(&job, now));
+                lock(&self.store).done(&job, outcome, QUERIES.take(), Instant::now(), now);
+                self.news.notify_all();
             }
         }
     }
@@ -88,7 +84,7 @@ impl Handler {
         let objects: Vec<_> = selects.iter().map(|it| noted(KUBERNETES, self.objects(it, question.resource, wide))).collect();
         let scope = Scope::of(objects.iter().flatten().flatten());
         let rows = if scope.1.is_empty() { Rows::new() } else { noted(SYSDIG, self.sysdig.rows(question, &scope, now))? };
-        let fetch = Fetch { handler: self, question, now, wide, scope, rows, seen: OnceCell::new() };
+        let fetch = Fetch { handler: self, question, now, scope, rows, seen: OnceCell::new() };
         Ok(selects.iter().zip(objects).map(|(select, objects)| fetch.items(select, &objects?)).collect())
     }
 
@@ -123,7 +119,6 @@ struct Fetch<'a> {
     handler: &'a Handler,
     question: &'a Question,
     now: u64,
-    wide: bool,
     scope: Scope,
     rows: Rows,
     /// The pods of each object that Sysdig sees, once they are asked for.
@@ -147,10 +142,9 @@ impl Fetch<'_> {
         let what = named(select.resource, &select.namespace, &select.name);
         let value = Quantity::combine(group, items.iter().map(|(_, value, _)| *value));
         let value = value.map_err(|reason| no_value(reason, metric, &what, ""))?;
-        match refusal {
-            Some(error) if group == "sum" || value == Quantity::ZERO => Err(Error::new(Reason::PartlySeen, error.message)),
-            _ => Ok(vec![(select.name.clone(), value, end)]),
-        }
+        let partly = refusal.filter(|_| group == "sum" || value == Quantity::ZERO);
+        partly.map_or(Ok(()), |error| Err(Error::new(Reason::PartlySeen, error.message)))?;
+        Ok(vec![(select.name.clone(), value, end)])
     }
 
     fn item(&self, object: &Object) -> Result<Item> {
@@ -165,8 +159,14 @@ impl Fetch<'_> {
             return Err(refusal!(NoData, "Sysdig has no sample of {metric} for {what}{selected} in the last {window} s: {ask}"));
         };
         let value = row.value.unwrap_or(Ok(Quantity::ZERO)).map_err(|reason| no_value(reason, metric, &what, &row.differing))?;
+        // A sum over fewer pods than are Ready would be too small, and silence is idleness only if Sysdig sees them all.
         if row.value.is_none() || (tuning.group == "sum" && resource.counts_pods()) {
-            let (seen, ready) = self.pods(object, row)?;
+            let place = if self.scope.0.len() > MOST_LISTS { "" } else { &object.0 };
+            let ready = resource.counts_pods().then(|| self.handler.kube.ready(resource, place, object));
+            let ready = noted(KUBERNETES, ready.transpose())?.map_or(1, |ready| ready.count.max(1));
+            let ask = || noted(SYSDIG, data::pods(self.handler.sysdig, self.question, &self.scope, window_end(self.now)));
+            let asked = || Ok(*self.seen.get_or_init(ask).as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
+            let seen = row.pods.map_or_else(asked, Ok)?;
             let part = format!("in the last {window} s it sees {seen} of its {ready} ready pods");
             let ask = "does the Sysdig agent run on every node?";
             ensure!(seen >= ready, PartlySeen, "Sysdig has no value of {metric} for all of {what}: {part}, {ask}");
@@ -175,17 +175,6 @@ impl Fetch<'_> {
         let ask = "is the id right, and does the agent's mode collect it? (agents in essentials mode send no HTTP metrics)";
         ensure!(collected, MetricNotCollected, "Sysdig has no sample of {metric} in the whole cluster within a day: {ask}");
         Ok((object.1.clone(), value, row.end))
-    }
-
-    /// How many pods of the object Sysdig sees, and how many must be seen: a sum over fewer than are Ready would be too
-    /// small, and silence means idleness only if Sysdig sees the whole object.
-    fn pods(&self, object: &Object, row: &Row) -> Result<(u64, u64)> {
-        let (resource, place) = (self.question.resource, if self.wide { "" } else { &object.0 });
-        let ready = resource.counts_pods().then(|| self.handler.kube.ready(resource, place, object));
-        let ready = noted(KUBERNETES, ready.transpose())?.map_or(1, |ready| ready.count.max(1));
-        let ask = || noted(SYSDIG, self.handler.sysdig.pods(self.question, &self.scope, self.now));
-        let asked = || Ok(*self.seen.get_or_init(ask).as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
-        Ok((row.pods.map_or_else(asked, Ok)?, ready))
     }
 }
 
