@@ -4,7 +4,7 @@
 use crate::prelude::*;
 use crate::store::{Job, Outcome, Plan, Store};
 use crate::{data, handler::Handler, handler::Stop, handler::WAIT, promql, server::guarded, sysdig::QUERIES, sysdig::window_end};
-use std::cell::OnceCell;
+use std::cell::LazyCell;
 
 const KUBERNETES: &str = "Kubernetes API";
 const SYSDIG: &str = "Sysdig";
@@ -17,8 +17,8 @@ const MOST_LISTS: usize = 3;
 pub(crate) type Item = (String, Quantity, u64);
 
 impl Handler {
-    /// The values at `now` (Unix seconds), and the seconds of samples that each sums up; for `*` one for each object that
-    /// has one to be trusted. Errors: There is none and the reason says why, or [`WAIT`].
+    /// The values at `now` (Unix seconds), for `*` those to be trusted, and the seconds of samples that each sums up.
+    /// Errors: There is none and the reason says why, or [`WAIT`].
     pub(crate) fn read(&self, read: &Read, wait: bool, now: u64) -> Result<(Vec<Item>, u64), Stop> {
         let plan = self.plan(read)?;
         let window = plan.0.tuning.window;
@@ -84,8 +84,11 @@ impl Handler {
         let objects: Vec<_> = selects.iter().map(|it| noted(KUBERNETES, self.objects(it, question.resource, wide))).collect();
         let scope = Scope::of(objects.iter().flatten().flatten());
         let rows = if scope.1.is_empty() { Rows::new() } else { noted(SYSDIG, self.sysdig.rows(question, &scope, now))? };
-        let fetch = Fetch { handler: self, question, now, scope, rows, seen: OnceCell::new() };
-        Ok(selects.iter().zip(objects).map(|(select, objects)| fetch.items(select, &objects?)).collect())
+        // The pods that Sysdig sees, of all objects, once they are asked for.
+        let pods = LazyCell::new(|| noted(SYSDIG, data::pods(self.sysdig, question, &scope, window_end(now))));
+        let seen = |object: &Object| Ok(*pods.as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
+        let item = |object: &Object| self.item(question, object, rows.get(object), || seen(object), wide, now);
+        Ok(selects.iter().zip(objects).map(|(select, objects)| reading(question, select, objects?.iter().map(item))).collect())
     }
 
     /// The objects, which exist, whose rows a reading is made of. Looked up in one list of the whole cluster if `wide`.
@@ -105,6 +108,37 @@ impl Handler {
         ensure!(!pods.is_empty(), PartlySeen, "{} has no ready pods", named(resource, namespace, name));
         Ok(pods.into_iter().map(|pod| (namespace.clone(), pod)).collect())
     }
+
+    /// The value of an object's row, with its proof; `seen` tells how many of its pods Sysdig sees where the row does not.
+    fn item(
+        &self, question: &Question, object: &Object, row: Option<&Row>, seen: impl FnOnce() -> Result<u64>, wide: bool, now: u64,
+    ) -> Result<Item> {
+        let Question { metric, tuning, resource, labels, .. } = question;
+        let (what, window, host) = (named(resource, &object.0, &object.1), tuning.window, question.is_host());
+        // Where no pods are counted, nothing tells idleness from an exporter that died, but for what the agent counts.
+        let counted = resource.counts_pods() || **resource == Resource::PODS;
+        let provable = !host && (counted || promql::series(question).is_ok_and(|(_, kind)| kind == "delta"));
+        let Some(row) = row.filter(|row| row.value.is_some() || provable) else {
+            let selected = if labels.is_empty() { "" } else { " with the labels of the metric's selector" };
+            let ask = "is CLUSTER_NAME the name that Sysdig shows, does the token's team see this namespace, does the agent run?";
+            return Err(refusal!(NoData, "Sysdig has no sample of {metric} for {what}{selected} in the last {window} s: {ask}"));
+        };
+        let value = row.value.unwrap_or(Ok(Quantity::ZERO)).map_err(|reason| no_value(reason, metric, &what, &row.differing))?;
+        // A sum over fewer pods than are Ready would be too small, and silence is idleness only if Sysdig sees them all.
+        if row.value.is_none() || (tuning.group == "sum" && resource.counts_pods()) {
+            let place = if wide { "" } else { &object.0 };
+            let ready = resource.counts_pods().then(|| self.kube.ready(resource, place, object));
+            let ready = noted(KUBERNETES, ready.transpose())?.map_or(1, |ready| ready.count.max(1));
+            let seen = row.pods.map_or_else(seen, Ok)?;
+            let part = format!("in the last {window} s it sees {seen} of its {ready} ready pods");
+            let ask = "does the Sysdig agent run on every node?";
+            ensure!(seen >= ready, PartlySeen, "Sysdig has no value of {metric} for all of {what}: {part}, {ask}");
+        }
+        let collected = row.value.is_some() || noted(SYSDIG, self.sysdig.is_collected(question, now))?;
+        let ask = "is the id right, and does the agent's mode collect it? (agents in essentials mode send no HTTP metrics)";
+        ensure!(collected, MetricNotCollected, "Sysdig has no sample of {metric} in the whole cluster within a day: {ask}");
+        Ok((object.1.clone(), value, row.end))
+    }
 }
 
 /// A mistake in the question is no state of who was asked. A Sysdig that is none shows in the metric catalogue.
@@ -114,68 +148,25 @@ fn noted<T>(asked: &'static str, result: Result<T>) -> Result<T> {
     if theirs { result } else { changes::noted(asked, result) }
 }
 
-/// One query, and what its answer comes to for each who asks.
-struct Fetch<'a> {
-    handler: &'a Handler,
-    question: &'a Question,
-    now: u64,
-    scope: Scope,
-    rows: Rows,
-    /// The pods of each object that Sysdig sees, once they are asked for.
-    seen: OnceCell<Result<BTreeMap<Object, u64>>>,
-}
-
-impl Fetch<'_> {
-    /// The values of a reading: those of its objects that have one, or that of a Service out of its pods'.
-    fn items(&self, select: &Select, objects: &[Object]) -> Result<Vec<Item>> {
-        let (items, errors): (Vec<_>, Vec<_>) = objects.iter().map(|object| self.item(object)).partition(Result::is_ok);
-        let items: Vec<Item> = items.into_iter().flatten().collect();
-        // What does not pass by itself is told first, and that there is just nothing last.
-        let rank = |error: &Error| (error.reason.is_passing(), error.reason == Reason::NoData);
-        let mut refusal = errors.into_iter().filter_map(Result::err).min_by_key(rank);
-        let own = select.resource == self.question.resource;
-        if let Some(error) = refusal.take_if(|error| items.is_empty() || !(own || error.reason.is_passing())) {
-            return Err(error);
-        }
-        let Some(end) = items.iter().map(|(_, _, end)| *end).min().filter(|_| !own) else { return Ok(items) };
-        let (metric, group) = (&self.question.metric, self.question.tuning.group);
-        let what = named(select.resource, &select.namespace, &select.name);
-        let value = Quantity::combine(group, items.iter().map(|(_, value, _)| *value));
-        let value = value.map_err(|reason| no_value(reason, metric, &what, ""))?;
-        let partly = refusal.filter(|_| group == "sum" || value == Quantity::ZERO);
-        partly.map_or(Ok(()), |error| Err(Error::new(Reason::PartlySeen, error.message)))?;
-        Ok(vec![(select.name.clone(), value, end)])
+/// The values of a reading: those of its objects that have one, or that of a Service out of its pods'.
+fn reading(question: &Question, select: &Select, found: impl Iterator<Item = Result<Item>>) -> Result<Vec<Item>> {
+    let (items, errors): (Vec<_>, Vec<_>) = found.partition(Result::is_ok);
+    let items: Vec<Item> = items.into_iter().flatten().collect();
+    // What does not pass by itself is told first, and that there is just nothing last.
+    let rank = |error: &Error| (error.reason.is_passing(), error.reason == Reason::NoData);
+    let mut refusal = errors.into_iter().filter_map(Result::err).min_by_key(rank);
+    let own = select.resource == question.resource;
+    if let Some(error) = refusal.take_if(|error| items.is_empty() || !(own || error.reason.is_passing())) {
+        return Err(error);
     }
-
-    fn item(&self, object: &Object) -> Result<Item> {
-        let Question { metric, tuning, resource, labels, .. } = self.question;
-        let (what, window, host) = (named(resource, &object.0, &object.1), tuning.window, self.question.is_host());
-        // Where no pods are counted, nothing tells idleness from an exporter that died, but for what the agent counts.
-        let counted = resource.counts_pods() || **resource == Resource::PODS;
-        let provable = !host && (counted || promql::series(self.question).is_ok_and(|(_, kind)| kind == "delta"));
-        let Some(row) = self.rows.get(object).filter(|row| row.value.is_some() || provable) else {
-            let selected = if labels.is_empty() { "" } else { " with the labels of the metric's selector" };
-            let ask = "is CLUSTER_NAME the name that Sysdig shows, does the token's team see this namespace, does the agent run?";
-            return Err(refusal!(NoData, "Sysdig has no sample of {metric} for {what}{selected} in the last {window} s: {ask}"));
-        };
-        let value = row.value.unwrap_or(Ok(Quantity::ZERO)).map_err(|reason| no_value(reason, metric, &what, &row.differing))?;
-        // A sum over fewer pods than are Ready would be too small, and silence is idleness only if Sysdig sees them all.
-        if row.value.is_none() || (tuning.group == "sum" && resource.counts_pods()) {
-            let place = if self.scope.0.len() > MOST_LISTS { "" } else { &object.0 };
-            let ready = resource.counts_pods().then(|| self.handler.kube.ready(resource, place, object));
-            let ready = noted(KUBERNETES, ready.transpose())?.map_or(1, |ready| ready.count.max(1));
-            let ask = || noted(SYSDIG, data::pods(self.handler.sysdig, self.question, &self.scope, window_end(self.now)));
-            let asked = || Ok(*self.seen.get_or_init(ask).as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
-            let seen = row.pods.map_or_else(asked, Ok)?;
-            let part = format!("in the last {window} s it sees {seen} of its {ready} ready pods");
-            let ask = "does the Sysdig agent run on every node?";
-            ensure!(seen >= ready, PartlySeen, "Sysdig has no value of {metric} for all of {what}: {part}, {ask}");
-        }
-        let collected = row.value.is_some() || noted(SYSDIG, self.handler.sysdig.is_collected(self.question, self.now))?;
-        let ask = "is the id right, and does the agent's mode collect it? (agents in essentials mode send no HTTP metrics)";
-        ensure!(collected, MetricNotCollected, "Sysdig has no sample of {metric} in the whole cluster within a day: {ask}");
-        Ok((object.1.clone(), value, row.end))
-    }
+    let Some(end) = items.iter().map(|(_, _, end)| *end).min().filter(|_| !own) else { return Ok(items) };
+    let (metric, group) = (&question.metric, question.tuning.group);
+    let what = named(select.resource, &select.namespace, &select.name);
+    let value = Quantity::combine(group, items.iter().map(|(_, value, _)| *value));
+    let value = value.map_err(|reason| no_value(reason, metric, &what, ""))?;
+    let partly = refusal.filter(|_| group == "sum" || value == Quantity::ZERO);
+    partly.map_or(Ok(()), |error| Err(Error::new(Reason::PartlySeen, error.message)))?;
+    Ok(vec![(select.name.clone(), value, end)])
 }
 
 fn no_value(reason: Reason, metric: &str, what: &str, differing: &str) -> Error {
