@@ -1,6 +1,5 @@
-//! What the operator defines in `CONFIG_FILE`: names for Sysdig ids or templates in PromQL with what their values mean,
-//! and custom resources. A file is read whole before it counts; a bad one leaves the last good one in force.
-//! Its schema is docs/definitions.schema.json.
+//! What the operator defines in `CONFIG_FILE` (docs/definitions.schema.json): names for ids or templates with what their values
+//! mean, and custom resources. A file is read whole before it counts; a bad one leaves the last good one in force.
 
 use crate::prelude::*;
 use crate::{config::duration, discovery::etag, promql, route::is_metric_id, route::is_name, selector};

@@ -7,7 +7,7 @@ mod certs;
 mod changes;
 pub mod config;
 mod connections;
-mod data;
+pub mod data;
 pub mod definitions;
 pub mod der;
 mod discovery;

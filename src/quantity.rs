@@ -25,11 +25,8 @@ impl Quantity {
         let (mantissa, exponent) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
         let exponent: i32 = exponent.parse().map_err(|_| Reason::NotFinite)?;
         let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        let digits = format!("{whole}{fraction}");
-        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(Reason::NotFinite);
-        }
-        let digits = digits.trim_start_matches('0');
+        let all = Some(format!("{whole}{fraction}")).filter(|it| !it.is_empty() && it.bytes().all(|it| it.is_ascii_digit()));
+        let digits = all.as_deref().ok_or(Reason::NotFinite)?.trim_start_matches('0');
         // So many of them count whole billionths; with 26 the number is out of range whatever they are.
         let kept = (digits.len() as i64 + i64::from(exponent) + 9 - fraction.len() as i64).clamp(0, 26) as usize;
         let padded = format!("{digits:0<kept$}");

@@ -3,8 +3,8 @@
 
 use crate::prelude::*;
 use crate::store::{Job, Outcome, Plan, Store};
-use crate::{handler::Handler, handler::Stop, handler::WAIT, promql, server::guarded, sysdig::QUERIES};
-use std::cell::OnceCell;
+use crate::{data, handler::Handler, handler::Stop, handler::WAIT, promql, server::guarded, sysdig::QUERIES, sysdig::window_end};
+use std::cell::LazyCell;
 
 const KUBERNETES: &str = "Kubernetes API";
 const SYSDIG: &str = "Sysdig";
@@ -17,8 +17,8 @@ const MOST_LISTS: usize = 3;
 pub(crate) type Item = (String, Quantity, u64);
 
 impl Handler {
-    /// The values at `now` (Unix seconds), and the seconds of samples that each sums up; for `*` one for each object that
-    /// has one to be trusted. Errors: There is none and the reason says why, or [`WAIT`].
+    /// The values at `now` (Unix seconds), for `*` those to be trusted, and the seconds of samples that each sums up.
+    /// Errors: There is none and the reason says why, or [`WAIT`].
     pub(crate) fn read(&self, read: &Read, wait: bool, now: u64) -> Result<(Vec<Item>, u64), Stop> {
         let plan = self.plan(read)?;
         let window = plan.0.tuning.window;
@@ -40,45 +40,41 @@ impl Handler {
     fn plan(&self, read: &Read) -> Result<Plan> {
         let defined = self.definitions.find(&read.metric)?;
         // The autoscaler's settings win; the labels of both must hold.
-        let (labels, tuning) = settle(&[&*defined.selector, &*read.selector].concat());
+        let (labels, mut tuning) = settle(&[&*defined.selector, &*read.selector].concat());
         let metric = if defined.metric.is_empty() { &read.metric } else { &defined.metric }.clone();
-        let mut select = read.select.clone();
-        let (resource, promql) = (select.resource, self.sysdig.speaks_promql(&metric));
-        let mut question = Question { metric, tuning, resource, legacy: read.described.kind != resource.kind, labels };
-        if let Some(scope) = defined.scope {
-            let (one, what) = (!read.namespace.is_empty() && read.name != "*", scope.kind);
-            ensure!(one, InvalidRequest, "{} measures a {what}: ask for one object of a namespace by its name", read.metric);
-            let name = if *scope == Resource::CLUSTER { "" } else { &read.namespace }.to_owned();
-            (question.resource, question.legacy) = (scope, false);
-            select = Select { resource: scope, namespace: String::new(), name, labels: String::new() };
-        } else if promql && *resource == Resource::SERVICES {
-            // No label tells a Service there, and a pod can be behind several: a Service is what it selects.
-            ensure!(select.name != "*", InvalidRequest, "in PromQL services are read by name only: read pods instead");
-            question.resource = &Resource::PODS;
-        }
+        let promql = self.sysdig.speaks_promql(&metric);
         // Nobody having declared an aggregation, an external metric must be one series, where that can be told; of each
         // object a template's must be one, and what the agent itself tells is one for each container.
-        let single = promql && (read.api.0 == EXTERNAL || question.metric.contains('{'));
-        let own = question.metric.contains('.') || question.metric.starts_with("sysdig_");
-        if question.tuning.group.is_empty() && !single {
-            question.tuning.group = if promql && !own { promql::EACH } else { "avg" };
+        let single = promql && (read.api.0 == EXTERNAL || metric.contains('{'));
+        let own = metric.contains('.') || metric.starts_with("sysdig_");
+        if tuning.group.is_empty() && !single {
+            tuning.group = if promql && !own { promql::EACH } else { "avg" };
         }
-        Ok((question, select, defined))
+        let mut select = read.select.clone();
+        if let Some(resource) = defined.scope {
+            let (one, what) = (!read.namespace.is_empty() && read.name != "*", resource.kind);
+            ensure!(one, InvalidRequest, "{} measures a {what}: ask for one object of a namespace by its name", read.metric);
+            let name = if *resource == Resource::CLUSTER { "" } else { &read.namespace }.to_owned();
+            select = Select { resource, namespace: String::new(), name, labels: String::new() };
+        }
+        // No label tells a Service in PromQL, and a pod can be behind several: there a Service is what it selects.
+        let selecting = promql && *select.resource == Resource::SERVICES;
+        ensure!(!selecting || select.name != "*", InvalidRequest, "in PromQL services are read by name only: read pods instead");
+        let resource = if selecting { &Resource::PODS } else { select.resource };
+        let legacy = *read.described == Resource::SERVICES && !resource.workload_type.is_empty();
+        Ok((Question { metric, tuning, resource, legacy, labels }, select, defined))
     }
 
-    /// Asks Sysdig for what is wanted or due, for ever.
+    /// Asks Sysdig for what is wanted or due, or waits until there may be something.
     pub(crate) fn refresh(&self) {
-        loop {
-            let mut store = lock(&self.store);
-            match store.next(Instant::now()) {
-                Err(pause) => drop(self.news.wait_timeout(store, pause)),
-                Ok(job) => {
-                    drop(store);
-                    let now = unix_now();
-                    let outcome = guarded(|| self.fetch(&job, now));
-                    lock(&self.store).done(&job, outcome, QUERIES.take(), Instant::now(), now);
-                    self.news.notify_all();
-                }
+        let (mut store, now) = (lock(&self.store), unix_now());
+        match store.next(Instant::now()) {
+            Err(pause) => drop(self.news.wait_timeout(store, pause)),
+            Ok(job) => {
+                drop(store);
+                let outcome = guarded(|| self.fetch(&job, now));
+                lock(&self.store).done(&job, outcome, QUERIES.take(), Instant::now(), now);
+                self.news.notify_all();
             }
         }
     }
@@ -88,8 +84,11 @@ impl Handler {
         let objects: Vec<_> = selects.iter().map(|it| noted(KUBERNETES, self.objects(it, question.resource, wide))).collect();
         let scope = Scope::of(objects.iter().flatten().flatten());
         let rows = if scope.1.is_empty() { Rows::new() } else { noted(SYSDIG, self.sysdig.rows(question, &scope, now))? };
-        let fetch = Fetch { handler: self, question, now, wide, scope, rows, seen: OnceCell::new() };
-        Ok(selects.iter().zip(objects).map(|(select, objects)| fetch.items(select, &objects?)).collect())
+        // The pods that Sysdig sees, of all objects, once they are asked for.
+        let pods = LazyCell::new(|| noted(SYSDIG, data::pods(self.sysdig, question, &scope, window_end(now))));
+        let seen = |object: &Object| Ok(*pods.as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
+        let item = |object: &Object| self.item(question, object, rows.get(object), || seen(object), wide, now);
+        Ok(selects.iter().zip(objects).map(|(select, objects)| reading(question, select, objects?.iter().map(item))).collect())
     }
 
     /// The objects, which exist, whose rows a reading is made of. Looked up in one list of the whole cluster if `wide`.
@@ -109,6 +108,37 @@ impl Handler {
         ensure!(!pods.is_empty(), PartlySeen, "{} has no ready pods", named(resource, namespace, name));
         Ok(pods.into_iter().map(|pod| (namespace.clone(), pod)).collect())
     }
+
+    /// The value of an object's row, with its proof; `seen` tells how many of its pods Sysdig sees where the row does not.
+    fn item(
+        &self, question: &Question, object: &Object, row: Option<&Row>, seen: impl FnOnce() -> Result<u64>, wide: bool, now: u64,
+    ) -> Result<Item> {
+        let Question { metric, tuning, resource, labels, .. } = question;
+        let (what, window, host) = (named(resource, &object.0, &object.1), tuning.window, question.is_host());
+        // Where no pods are counted, nothing tells idleness from an exporter that died, but for what the agent counts.
+        let counted = resource.counts_pods() || **resource == Resource::PODS;
+        let provable = !host && (counted || promql::series(question).is_ok_and(|(_, kind)| kind == "delta"));
+        let Some(row) = row.filter(|row| row.value.is_some() || provable) else {
+            let selected = if labels.is_empty() { "" } else { " with the labels of the metric's selector" };
+            let ask = "is CLUSTER_NAME the name that Sysdig shows, does the token's team see this namespace, does the agent run?";
+            return Err(refusal!(NoData, "Sysdig has no sample of {metric} for {what}{selected} in the last {window} s: {ask}"));
+        };
+        let value = row.value.unwrap_or(Ok(Quantity::ZERO)).map_err(|reason| no_value(reason, metric, &what, &row.differing))?;
+        // A sum over fewer pods than are Ready would be too small, and silence is idleness only if Sysdig sees them all.
+        if row.value.is_none() || (tuning.group == "sum" && resource.counts_pods()) {
+            let place = if wide { "" } else { &object.0 };
+            let ready = resource.counts_pods().then(|| self.kube.ready(resource, place, object));
+            let ready = noted(KUBERNETES, ready.transpose())?.map_or(1, |(count, _)| count.max(1));
+            let seen = row.pods.map_or_else(seen, Ok)?;
+            let part = format!("in the last {window} s it sees {seen} of its {ready} ready pods");
+            let ask = "does the Sysdig agent run on every node?";
+            ensure!(seen >= ready, PartlySeen, "Sysdig has no value of {metric} for all of {what}: {part}, {ask}");
+        }
+        let collected = row.value.is_some() || noted(SYSDIG, self.sysdig.is_collected(question, now))?;
+        let ask = "is the id right, and does the agent's mode collect it? (agents in essentials mode send no HTTP metrics)";
+        ensure!(collected, MetricNotCollected, "Sysdig has no sample of {metric} in the whole cluster within a day: {ask}");
+        Ok((object.1.clone(), value, row.end))
+    }
 }
 
 /// A mistake in the question is no state of who was asked. A Sysdig that is none shows in the metric catalogue.
@@ -118,75 +148,25 @@ fn noted<T>(asked: &'static str, result: Result<T>) -> Result<T> {
     if theirs { result } else { changes::noted(asked, result) }
 }
 
-/// One query, and what its answer comes to for each who asks.
-struct Fetch<'a> {
-    handler: &'a Handler,
-    question: &'a Question,
-    now: u64,
-    wide: bool,
-    scope: Scope,
-    rows: Rows,
-    /// The pods of each object that Sysdig sees, once they are asked for.
-    seen: OnceCell<Result<BTreeMap<Object, u64>>>,
-}
-
-impl Fetch<'_> {
-    /// The values of a reading: those of its objects that have one, or that of a Service out of its pods'.
-    fn items(&self, select: &Select, objects: &[Object]) -> Result<Vec<Item>> {
-        let (items, errors): (Vec<_>, Vec<_>) = objects.iter().map(|object| self.item(object)).partition(Result::is_ok);
-        let items: Vec<Item> = items.into_iter().flatten().collect();
-        // What does not pass by itself is told first, and that there is just nothing last.
-        let rank = |error: &Error| (error.reason.is_passing(), error.reason == Reason::NoData);
-        let mut refusal = errors.into_iter().filter_map(Result::err).min_by_key(rank);
-        let own = select.resource == self.question.resource;
-        if let Some(error) = refusal.take_if(|error| items.is_empty() || !(own || error.reason.is_passing())) {
-            return Err(error);
-        }
-        let Some(end) = items.iter().map(|(_, _, end)| *end).min().filter(|_| !own) else { return Ok(items) };
-        let (metric, group) = (&self.question.metric, self.question.tuning.group);
-        let what = named(select.resource, &select.namespace, &select.name);
-        let value = Quantity::combine(group, items.iter().map(|(_, value, _)| *value));
-        let value = value.map_err(|reason| no_value(reason, metric, &what, ""))?;
-        match refusal {
-            Some(error) if group == "sum" || value == Quantity::ZERO => Err(Error::new(Reason::PartlySeen, error.message)),
-            _ => Ok(vec![(select.name.clone(), value, end)]),
-        }
+/// The values of a reading: those of its objects that have one, or that of a Service out of its pods'.
+fn reading(question: &Question, select: &Select, found: impl Iterator<Item = Result<Item>>) -> Result<Vec<Item>> {
+    let (items, errors): (Vec<_>, Vec<_>) = found.partition(Result::is_ok);
+    let items: Vec<Item> = items.into_iter().flatten().collect();
+    // What does not pass by itself is told first, and that there is just nothing last.
+    let rank = |error: &Error| (error.reason.is_passing(), error.reason == Reason::NoData);
+    let mut refusal = errors.into_iter().filter_map(Result::err).min_by_key(rank);
+    let own = select.resource == question.resource;
+    if let Some(error) = refusal.take_if(|error| items.is_empty() || !(own || error.reason.is_passing())) {
+        return Err(error);
     }
-
-    fn item(&self, object: &Object) -> Result<Item> {
-        let Question { metric, tuning, resource, labels, .. } = self.question;
-        let (what, window, host) = (named(resource, &object.0, &object.1), tuning.window, self.question.is_host());
-        // Where no pods are counted, nothing tells idleness from an exporter that died, but for what the agent counts.
-        let counted = resource.counts_pods() || **resource == Resource::PODS;
-        let provable = !host && (counted || promql::series(self.question).is_ok_and(|(_, kind)| kind == "delta"));
-        let Some(row) = self.rows.get(object).filter(|row| row.value.is_some() || provable) else {
-            let selected = if labels.is_empty() { "" } else { " with the labels of the metric's selector" };
-            let ask = "is CLUSTER_NAME the name that Sysdig shows, does the token's team see this namespace, does the agent run?";
-            return Err(refusal!(NoData, "Sysdig has no sample of {metric} for {what}{selected} in the last {window} s: {ask}"));
-        };
-        let value = row.value.unwrap_or(Ok(Quantity::ZERO)).map_err(|reason| no_value(reason, metric, &what, &row.differing))?;
-        if row.value.is_none() || (tuning.group == "sum" && resource.counts_pods()) {
-            let (seen, ready) = self.pods(object, row)?;
-            let part = format!("in the last {window} s it sees {seen} of its {ready} ready pods");
-            let ask = "does the Sysdig agent run on every node?";
-            ensure!(seen >= ready, PartlySeen, "Sysdig has no value of {metric} for all of {what}: {part}, {ask}");
-        }
-        let collected = row.value.is_some() || noted(SYSDIG, self.handler.sysdig.is_collected(self.question, self.now))?;
-        let ask = "is the id right, and does the agent's mode collect it? (agents in essentials mode send no HTTP metrics)";
-        ensure!(collected, MetricNotCollected, "Sysdig has no sample of {metric} in the whole cluster within a day: {ask}");
-        Ok((object.1.clone(), value, row.end))
-    }
-
-    /// How many pods of the object Sysdig sees, and how many must be seen: a sum over fewer than are Ready would be too
-    /// small, and silence means idleness only if Sysdig sees the whole object.
-    fn pods(&self, object: &Object, row: &Row) -> Result<(u64, u64)> {
-        let (resource, place) = (self.question.resource, if self.wide { "" } else { &object.0 });
-        let ready = resource.counts_pods().then(|| self.handler.kube.ready(resource, place, object));
-        let ready = noted(KUBERNETES, ready.transpose())?.map_or(1, |(count, _)| count.max(1));
-        let ask = || noted(SYSDIG, self.handler.sysdig.pods(self.question, &self.scope, self.now));
-        let asked = || Ok(*self.seen.get_or_init(ask).as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
-        Ok((row.pods.map_or_else(asked, Ok)?, ready))
-    }
+    let Some(end) = items.iter().map(|(_, _, end)| *end).min().filter(|_| !own) else { return Ok(items) };
+    let (metric, group) = (&question.metric, question.tuning.group);
+    let what = named(select.resource, &select.namespace, &select.name);
+    let value = Quantity::combine(group, items.iter().map(|(_, value, _)| *value));
+    let value = value.map_err(|reason| no_value(reason, metric, &what, ""))?;
+    let partly = refusal.filter(|_| group == "sum" || value == Quantity::ZERO);
+    partly.map_or(Ok(()), |error| Err(Error::new(Reason::PartlySeen, error.message)))?;
+    Ok(vec![(select.name.clone(), value, end)])
 }
 
 fn no_value(reason: Reason, metric: &str, what: &str, differing: &str) -> Error {

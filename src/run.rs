@@ -72,7 +72,7 @@ fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), F
 
     let (front_proxy, direct) = (sockets.join("front-proxy"), sockets.join("direct"));
     server::start(handler, [(true, &front_proxy), (false, &direct)])?;
-    server::crew("refresh", config.max_concurrent, || handler.refresh())?;
+    server::crew("refresh", config.max_concurrent, || iter::repeat_with(|| handler.refresh()).for_each(drop))?;
     if config.insecure_skip_verify {
         log::warn!("SDC_INSECURE_SKIP_VERIFY: whoever sits between the adapter and Sysdig gets the API token");
     }

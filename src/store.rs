@@ -3,7 +3,6 @@
 use crate::prelude::*;
 use crate::{definitions::Definition, random, readings::Item, sysdig::STEP};
 
-/// What nobody asks for any more is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(300);
 const MOST_ASKS: usize = 12_000;
 /// With more questions than this, those that were asked once make room.
@@ -43,7 +42,7 @@ struct Batch {
 #[derive(Default)]
 struct Ask {
     last: Option<Instant>,
-    /// Asked for more than once: kept fresh.
+    /// Asked for more than once: kept fresh, if anything is.
     again: bool,
     waiting: bool,
     answered: Option<Instant>,
@@ -60,8 +59,7 @@ impl Store {
     /// What is known without asking Sysdig; None if it must be asked.
     pub(crate) fn known(&mut self, plan @ (question, select, _): &Plan, at: Instant, now: u64) -> Option<Result<Vec<Item>>> {
         let ask = self.batches.get_mut(question)?.asks.get_mut(select)?;
-        let fresh =
-            at - ask.answered? < self.config.refresh_interval * 2 || (ask.again && !self.config.refresh_interval.is_zero());
+        let fresh = at - ask.answered? < self.config.refresh_interval * 2 || ask.again;
         fresh.then(|| {
             (ask.last, ask.again) = (Some(at), true);
             ask.outcome(plan, self.config.max_age.as_secs(), now)
@@ -76,7 +74,7 @@ impl Store {
         }
         ensure!(asks(&self.batches) < MOST_ASKS, Overloaded, "more metrics are asked for than the adapter keeps ({MOST_ASKS})");
         let ask = self.batches.entry(question.clone()).or_default().asks.entry(select.clone()).or_default();
-        ask.again |= ask.last.is_some();
+        ask.again |= ask.last.is_some() && !self.config.refresh_interval.is_zero();
         (ask.last, ask.waiting) = (Some(at), true);
         Ok(ask.answered)
     }
@@ -100,7 +98,7 @@ impl Store {
         if !pause.is_zero() || (self.failures >= FAILURES && self.batches.values().any(|batch| batch.running)) {
             return Err(pause.max(NAP));
         }
-        let wanted = |ask: &Ask| ask.waiting || (ask.again && !self.config.refresh_interval.is_zero());
+        let wanted = |ask: &Ask| ask.waiting || ask.again;
         let rank = |batch: &Batch| (!batch.asks.values().any(|ask| ask.waiting), batch.due);
         let idle = self.batches.iter_mut().filter(|(_, batch)| !batch.running && batch.asks.values().any(wanted));
         let Some((question, batch)) = idle.min_by_key(|(_, batch)| rank(batch)) else { return Err(NAP) };
@@ -113,10 +111,16 @@ impl Store {
 
     /// Takes in what an attempt that began at `now` to answer `selects` came to by `at`, and how many queries it took.
     pub(crate) fn done(&mut self, (question, selects): &Job, outcome: Outcome, cost: u64, at: Instant, now: u64) {
-        // What is everybody's is waited out for all at once, and over for all at once.
+        // What is everybody's closes the way to Sysdig for all: a limit of the rate at once, other failures when they repeat.
         let everybodys = outcome.as_ref().err().filter(|error| error.reason.is_everybodys());
         if cost > 0 {
-            self.judge(everybodys, at);
+            self.failures = everybodys.map_or(0, |_| self.failures + 1);
+            self.closed = everybodys.and_then(|error| {
+                let asked = error.retry_after.map_or(LOCKOUT, Duration::from_secs).min(LONGEST_PAUSE);
+                let backoff = self.config.refresh_interval * self.failures.saturating_sub(FAILURES - 1).min(3);
+                let pause = if error.reason == Reason::BackendRateLimited { asked } else { backoff };
+                (!pause.is_zero()).then(|| (at + pause.mul_f64(1.0 + random() / 4.0), error.clone()))
+            });
         }
         // All share the budget, without the fifth that is left to first asks.
         let total: u64 = self.batches.values().map(|batch| batch.cost).sum();
@@ -132,17 +136,6 @@ impl Store {
             }
         }
         self.forget(at, |_| false);
-    }
-
-    /// A failure that is everybody's closes the way to Sysdig: a limit of the rate at once, others when they repeat.
-    fn judge(&mut self, error: Option<&Error>, at: Instant) {
-        self.failures = if error.is_some() { self.failures + 1 } else { 0 };
-        self.closed = error.and_then(|error| {
-            let asked = error.retry_after.map_or(LOCKOUT, Duration::from_secs).min(LONGEST_PAUSE);
-            let backoff = self.config.refresh_interval * self.failures.saturating_sub(FAILURES - 1).min(3);
-            let pause = if error.reason == Reason::BackendRateLimited { asked } else { backoff };
-            (!pause.is_zero()).then(|| (at + pause.mul_f64(1.0 + random() / 4.0), error.clone()))
-        });
     }
 
     fn forget(&mut self, at: Instant, more: impl Fn(&Ask) -> bool) {
@@ -161,8 +154,7 @@ impl Ask {
             Ok(items) => (self.items, self.error) = (items, None),
             Err(error) => {
                 self.items.retain(|_| !forgetful && error.reason.is_passing());
-                let since = self.error.as_ref().map_or(now, |(_, since, _)| *since);
-                self.error = Some((error, since, now));
+                self.error = Some((error, self.error.take().map_or(now, |(_, since, _)| since), now));
             }
         }
     }

@@ -138,11 +138,6 @@ impl Sysdig {
         Ok(rows)
     }
 
-    /// How many pods of each object Sysdig saw in the window. Errors: Sysdig failed.
-    pub fn pods(&self, question: &Question, scope: &Scope, now: u64) -> Result<BTreeMap<Object, u64>, Error> {
-        data::pods(self, question, scope, window_end(now))
-    }
-
     /// Whether anything in the cluster had a sample of the metric within a day; remembered. Errors: Sysdig failed.
     pub fn is_collected(&self, question: &Question, now: u64) -> Result<bool, Error> {
         if let Some((collected, _)) = lock(&self.collected).get(&question.metric).filter(|(_, until)| now < *until) {
@@ -245,7 +240,7 @@ impl Sysdig {
 }
 
 /// The end of the newest window whose samples can all have arrived: the last step is left out.
-fn window_end(now: u64) -> u64 {
+pub(crate) fn window_end(now: u64) -> u64 {
     now.saturating_sub(STEP) / STEP * STEP
 }
 

@@ -12,6 +12,7 @@ use readable::{TOKEN, readable};
 use serde_json::Value;
 use support::http::{HttpServer, Reply, lock};
 use sysdig_metrics_adapter::config::Config;
+use sysdig_metrics_adapter::data::pods;
 use sysdig_metrics_adapter::error::Reason;
 use sysdig_metrics_adapter::route::Resource;
 use sysdig_metrics_adapter::selector::Tuning;
@@ -93,7 +94,7 @@ fuzz_target!(|bytes: &[u8]| {
         }
         readable(&sysdig.is_collected(&promql, NOW));
     }
-    let pods = sysdig.pods(&data, &scope, NOW);
+    let pods = pods(&sysdig, &data, &scope, NOW);
     readable(&pods);
     assert!(pods.is_err() || status == 200);
     readable(&sysdig.is_collected(&data, NOW));
