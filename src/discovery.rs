@@ -30,9 +30,8 @@ pub(crate) fn api_resource_list((group, version): Api, metrics: &[String], defin
     let well_known: Vec<&str> = promql::OWN.lines().filter_map(|line| line.split(' ').next()).collect();
     let own: Vec<&str> = defined.metrics.iter().map(|it| it.name.as_str()).collect();
     let other = |name: &&str| is_metric_id(name) && !own.contains(name);
-    let mut names: Vec<&str> = metrics.iter().map(String::as_str).filter(other).collect();
-    names.sort_unstable_by_key(|name| (!well_known.contains(name), *name));
-    names.dedup();
+    let names = metrics.iter().map(String::as_str).filter(other).map(|name| (!well_known.contains(&name), name));
+    let names: Vec<&str> = names.collect::<BTreeSet<_>>().into_iter().map(|(_, name)| name).collect();
     let names = if names.is_empty() { well_known } else { names };
     let start = format!(r#"{{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"{group}/{version}","resources":["#);
     let resources = || Resource::all().chain(&defined.resources).take(if group == EXTERNAL { 1 } else { usize::MAX });

@@ -94,7 +94,7 @@ impl Handler {
     /// A front proxy's word counts on its own connections only; all others need a bearer token.
     fn user(&self, asked: &Asked, wait: bool, now: Instant) -> Result<User, Stop> {
         let named = header(asked, "X-Remote").filter(|_| asked.front_proxy);
-        let named: Option<User> = named.and_then(|text| serde_json::from_str(&percent_decode(text, false)?).ok());
+        let named: Option<User> = named.and_then(|text| serde_json::from_str(&percent_decode(text)?).ok());
         let words = header(asked, "Authorization").and_then(|value| value.split_once(' '));
         let token = words.filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim());
         named.filter(|user| !user.name.is_empty()).map_or_else(|| self.auth.user(token, wait, now), Ok)

@@ -58,7 +58,7 @@ impl<'a> Head<'a> {
         for (name, value) in &self.headers {
             let Some(key) = extra_prefix.iter().find_map(|prefix| name.as_str().strip_prefix(prefix)) else { continue };
             // As at the API server, a key that is no encoding stands for itself.
-            let key = percent_decode(key, false).unwrap_or_else(|| key.to_owned());
+            let key = percent_decode(key).unwrap_or_else(|| key.to_owned());
             user.extra.entry(key).or_default().extend(text(value));
         }
         user
@@ -92,9 +92,8 @@ fn request_line(line: &[u8]) -> Result<(&str, &str, bool), Error> {
     let words: Vec<&str> = ascii(line).ok_or_else(malformed)?.split(' ').collect();
     let &[method, target, version] = words.as_slice() else { return Err(malformed()) };
     let fits = Method::from_bytes(method.as_bytes()).is_ok() && method.len() <= 32 && target.starts_with('/');
-    match version {
-        "HTTP/1.1" | "HTTP/1.0" if fits => Ok((method, target, version == "HTTP/1.1")),
-        _ if !fits || !version.starts_with("HTTP/") => Err(malformed()),
+    match version.strip_prefix("HTTP/").filter(|_| fits).ok_or_else(malformed)? {
+        number @ ("1.0" | "1.1") => Ok((method, target, number == "1.1")),
         _ => Err(refusal!(HttpVersion, "{} is not served: use HTTP/1.1", quoted(version))),
     }
 }
@@ -128,7 +127,7 @@ mod tests {
     fn named(head: &str) -> User {
         assert!(head.is_ascii(), "{head}");
         let line = head.split("\r\n").find_map(|line| line.strip_prefix("X-Remote: ")).expect("the identity");
-        serde_json::from_str(&percent_decode(line, false).unwrap()).unwrap()
+        serde_json::from_str(&percent_decode(line).unwrap()).unwrap()
     }
 
     #[test]

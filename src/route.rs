@@ -173,32 +173,26 @@ pub(crate) fn read_only(method: &str) -> Error {
 /// What is asked of an API below its path; None if nothing is served there.
 fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, String)]) -> Result<Option<Route>> {
     let external = api.0 == EXTERNAL;
-    let (namespace, described, name, metric) = match *rest {
-        ["namespaces", name, metric] => (name, &Resource::NAMESPACES, name, metric),
+    let (namespace, described, name, metric, access) = match *rest {
+        ["namespaces", name, metric] => (name, &Resource::NAMESPACES, name, metric, Some(["list", metric, "", ""])),
         _ if external => return Ok(None),
-        ["namespaces", name, "metrics", metric] => (name, &Resource::NAMESPACES, name, metric),
-        ["namespaces", place, resource, name, metric] => (place, Resource::namespaced(resource, custom)?, name, metric),
-        ["nodes", name, metric] => ("", &Resource::NODES, name, metric),
+        ["namespaces", name, "metrics", id] => (name, &Resource::NAMESPACES, name, id, Some(["get", "metrics", "", id])),
+        ["namespaces", place, resource, name, id] => (place, Resource::namespaced(resource, custom)?, name, id, None),
+        ["nodes", name, metric] => ("", &Resource::NODES, name, metric, None),
         ["namespaces"] | ["namespaces", _] | ["namespaces", _, _, _] => return Ok(None),
         _ => return Err(refusal!(InvalidRequest, "a metric is read at {PLACES}")),
     };
     let watched = query.iter().any(|(key, value)| key == "watch" && !matches!(value.trim(), "false" | "0"));
     ensure!(!watched, InvalidRequest, "metrics cannot be watched");
-    let what = quoted(metric);
-    ensure!(is_metric_id(metric), InvalidRequest, "{what} is not a metric id: letters, digits, _ . : - only");
+    ensure!(is_metric_id(metric), InvalidRequest, "{} is not a metric id: letters, digits, _ . : - only", quoted(metric));
     let (resource, object) = match name.split_once(';') {
         Some((kind, object)) if *described == Resource::SERVICES => (Resource::workload(kind)?, object),
         _ => (Resource::workload(described.workload_type).unwrap_or(described), name),
     };
-    let access = match rest {
-        [_, _, "metrics", _] => ["get", "metrics", "", metric],
-        ["namespaces", _, _] => ["list", metric, "", ""],
-        _ => ["get", &*described.qualified(), metric, name],
-    };
     let all = name == "*" && !external;
     let namespace = if all && *described == Resource::NAMESPACES { "" } else { namespace };
-    let nowhere = namespace.is_empty();
-    ensure!(nowhere || is_name(namespace, 63), InvalidRequest, "{} is not a Kubernetes namespace", quoted(namespace));
+    let placed = namespace.is_empty() || is_name(namespace, 63);
+    ensure!(placed, InvalidRequest, "{} is not a Kubernetes namespace", quoted(namespace));
     ensure!(all || is_name(object, 253), InvalidRequest, "{} is not a Kubernetes name", quoted(object));
     // A selector given twice must hold twice.
     let selector = |wanted: &str| {
@@ -208,9 +202,10 @@ fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, 
     let labels = if external { String::new() } else { selector("labelSelector") };
     ensure!(all || labels.is_empty(), InvalidRequest, "labelSelector selects objects: it takes * in place of {name}");
     let selector = selector::parse(&selector(if external { "labelSelector" } else { "metricLabelSelector" }))?;
-    let place = if resource.is_namespaced() { namespace } else { "" };
+    let (place, whole) = (if resource.is_namespaced() { namespace } else { "" }, described.qualified());
     let select = Select { resource, namespace: place.to_owned(), name: object.to_owned(), labels };
-    let (access, [namespace, name, metric]) = (access.map(str::to_owned), [namespace, name, metric].map(str::to_owned));
+    let access = access.unwrap_or(["get", &whole, metric, name]).map(str::to_owned);
+    let [namespace, name, metric] = [namespace, name, metric].map(str::to_owned);
     Ok(Some(Route::Read(Box::new(Read { api, namespace, described, name, select, metric, selector, access }))))
 }
 
@@ -229,7 +224,7 @@ pub fn is_metric_id(text: &str) -> bool {
 fn segments(path: &str) -> Result<Vec<String>, Error> {
     let rest = path.strip_prefix('/').ok_or_else(|| refusal!(InvalidRequest, "the path does not start with /"))?;
     let segment = |text: &str| {
-        let decoded = percent_decode(text, false);
+        let decoded = percent_decode(text);
         let mistake = match decoded.as_deref() {
             None => "what is not valid percent-encoding",
             Some("") => "an empty segment",
@@ -245,22 +240,18 @@ fn segments(path: &str) -> Result<Vec<String>, Error> {
 fn pairs(query: &str) -> Result<Vec<(String, String)>, Error> {
     let pair = |text: &str| {
         let (key, value) = text.split_once('=').unwrap_or((text, ""));
-        let decoded = percent_decode(key, true).zip(percent_decode(value, true));
+        let decoded = percent_decode(key).zip(percent_decode(value));
         decoded.ok_or_else(|| refusal!(InvalidRequest, "{} in the query is not valid percent-encoding", quoted(text)))
     };
-    query.split('&').filter(|text| !text.is_empty()).map(pair).collect()
+    query.replace('+', " ").split('&').filter(|text| !text.is_empty()).map(pair).collect()
 }
 
-/// Decodes `%2A`, and `+` as a blank where `form` says so. None if it is broken or not UTF-8.
-pub fn percent_decode(text: &str, form: bool) -> Option<String> {
+/// Decodes `%2A`. None if it is broken or not UTF-8.
+pub fn percent_decode(text: &str) -> Option<String> {
     let (mut bytes, mut decoded) = (text.bytes(), Vec::with_capacity(text.len()));
     while let Some(byte) = bytes.next() {
         let mut digit = || char::from(bytes.next()?).to_digit(16);
-        decoded.push(match byte {
-            b'%' => u8::try_from(digit()? * 16 + digit()?).ok()?,
-            b'+' if form => b' ',
-            other => other,
-        });
+        decoded.push(if byte == b'%' { u8::try_from(digit()? * 16 + digit()?).ok()? } else { byte });
     }
     String::from_utf8(decoded).ok()
 }
@@ -377,7 +368,7 @@ mod tests {
         for text in ["a b&c=d?e/f#g%h+i\"", "ä\u{0}\n", "kube_pod_name=~\"a|b\""] {
             let encoded = percent_encode(text);
             assert!(encoded.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%".contains(&b)), "{encoded}");
-            assert_eq!(percent_decode(&encoded, true).as_deref(), Some(text));
+            assert_eq!(percent_decode(&encoded).as_deref(), Some(text));
         }
     }
 
