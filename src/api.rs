@@ -34,10 +34,9 @@ pub(crate) fn metric_value_list(read: &Read, path: &str, items: &[Item], window:
         };
         format!(r#"{{{subject},"timestamp":"{end}","{seconds}":{window},"value":"{quantity}"}}"#)
     });
-    let (items, link) = (items.collect::<Vec<_>>().join(","), json!(path));
+    let (items, metadata) = (items.collect::<Vec<_>>().join(","), json!({ "selfLink": path }));
     let kind = if *group == EXTERNAL { "ExternalMetricValueList" } else { "MetricValueList" };
-    let list =
-        format!(r#"{{"kind":"{kind}","apiVersion":"{group}/{version}","metadata":{{"selfLink":{link}}},"items":[{items}]}}"#);
+    let list = format!(r#"{{"kind":"{kind}","apiVersion":"{group}/{version}","metadata":{metadata},"items":[{items}]}}"#);
     response(200, JSON, list, &[])
 }
 

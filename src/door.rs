@@ -162,9 +162,7 @@ impl Peer<'_> {
         Some(match received.inspect_err(|error| log::debug!("connection: {error}")).map_err(|error| error.kind()) {
             Ok(1..) => Ok(head),
             Ok(0) if bounded.limit() == 0 => Err(refusal!(HeadTooLarge, "the request head is larger than {limit} bytes")),
-            Err(InvalidInput | WouldBlock) if begun => {
-                Err(refusal!(RequestTimeout, "the request head did not arrive within {STEP:?}"))
-            }
+            Err(InvalidInput | WouldBlock) if begun => Err(refusal!(RequestTimeout, "the request head took over {STEP:?}")),
             _ => return None,
         })
     }

@@ -63,10 +63,8 @@ impl Handler {
     pub(crate) fn answer(&self, asked: &mut Asked, wait: Wait) -> Result<Response, Stop> {
         let custom = &self.definitions.in_force().resources;
         let routed = route::route(asked.request.method().as_str(), asked.request.url(), self.config.external, custom);
-        match &routed {
-            Ok(Route::Health(name, verbose)) => return Ok(self.health(name, *verbose)),
-            Ok(Route::Version) => return Ok(version()),
-            _ => {}
+        if let Ok(Route::Open(name, verbose)) = &routed {
+            return Ok(if name == "version" { version() } else { self.health(name, *verbose) });
         }
         let (now, review) = (Instant::now(), wait >= Wait::Reviews);
         let user = self.user(asked, review, now)?;
@@ -82,7 +80,7 @@ impl Handler {
             }
             Route::Document(plain) => discovery::document(form, self.config.external).unwrap_or(plain),
             Route::Resources(api) => lock(&self.resources.1).get(&api).cloned().unwrap_or_default(),
-            Route::Health(..) | Route::Version => return Ok(version()),
+            Route::Open(..) => return Ok(version()),
         };
         // The aggregator asks for all documents every minute, and has them already.
         let tag = etag(text.as_bytes());

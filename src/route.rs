@@ -101,12 +101,11 @@ pub struct Read {
 pub enum Route {
     /// What nobody needs to be asked for.
     Document(String),
-    /// `healthz` and `livez`: the process works; `readyz`: it can be sent requests. True with `?verbose`.
-    Health(String, bool),
+    /// For anybody: `version`; `healthz` and `livez`: it works; `readyz`: it can be sent requests. True with `?verbose`.
+    Open(String, bool),
     Read(Box<Read>),
     /// `/apis/GROUP/VERSION`
     Resources(Api),
-    Version,
 }
 
 impl Resource {
@@ -156,8 +155,7 @@ pub fn route(method: &str, target: &str, external: bool, custom: &'static [Resou
     let api = |group, version| APIS.into_iter().find(|api| *api == (group, version) && (external || group != EXTERNAL));
     let verbose = || query.iter().any(|(key, _)| key == "verbose");
     let found = match *segments.iter().map(String::as_str).collect::<Vec<_>>() {
-        [name @ ("healthz" | "livez" | "readyz")] => Some(Route::Health(name.to_owned(), verbose())),
-        ["version"] => Some(Route::Version),
+        [name @ ("healthz" | "livez" | "readyz" | "version")] => Some(Route::Open(name.to_owned(), verbose())),
         ["apis", group, version] => api(group, version).map(Route::Resources),
         ["apis", group, version, ref rest @ ..] => api(group, version).map_or(Ok(None), |api| read(api, rest, custom, &query))?,
         _ => discovery::document(&format!("/{}", segments.join("/")), external).map(Route::Document),
@@ -284,13 +282,13 @@ mod tests {
             ("/apis/custom.metrics.k8s.io", document("/apis/custom.metrics.k8s.io")),
             ("/apis/custom.metrics.k8s.io/v1beta1", Route::Resources((GROUP, "v1beta1"))),
             ("/apis/custom.metrics.k8s.io/v1beta2/", Route::Resources((GROUP, "v1beta2"))),
-            ("/healthz", Route::Health("healthz".to_owned(), false)),
-            ("/livez?verbose", Route::Health("livez".to_owned(), true)),
-            ("/readyz?verbose=true", Route::Health("readyz".to_owned(), true)),
+            ("/healthz", Route::Open("healthz".to_owned(), false)),
+            ("/livez?verbose", Route::Open("livez".to_owned(), true)),
+            ("/readyz?verbose=true", Route::Open("readyz".to_owned(), true)),
             ("/openapi/v2", document("/openapi/v2")),
             ("/openapi/v3", document("/openapi/v3")),
             ("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1?hash=0", document("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1")),
-            ("/version", Route::Version),
+            ("/version", Route::Open("version".to_owned(), false)),
         ];
         for (target, expected) in table {
             assert_eq!(route("GET", target, false, &[]), Ok(expected), "{target}");
