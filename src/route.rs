@@ -150,8 +150,14 @@ impl Resource {
 /// Understands a request line, where these resources are defined besides. Errors name what is wrong and what is served.
 pub fn route(method: &str, target: &str, external: bool, custom: &'static [Resource]) -> Result<Route, Error> {
     ensure!(target.len() <= LONGEST_TARGET, InvalidRequest, "path and query are longer than {LONGEST_TARGET} bytes");
+    // Where the whole can be decoded, each part can.
+    ensure!(percent_decode(target).is_some(), InvalidRequest, "{} is not valid percent-encoding", quoted(target));
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let (segments, query) = (segments(path)?, pairs(query)?);
+    let pair = |text: &str| {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        percent_decode(key).zip(percent_decode(value))
+    };
+    let (segments, query) = (segments(path)?, query.replace('+', " ").split('&').filter_map(pair).collect::<Vec<_>>());
     let api = |group, version| APIS.into_iter().find(|api| *api == (group, version) && (external || group != EXTERNAL));
     let verbose = || query.iter().any(|(key, _)| key == "verbose");
     let found = match *segments.iter().map(String::as_str).collect::<Vec<_>>() {
@@ -222,26 +228,16 @@ pub fn is_metric_id(text: &str) -> bool {
 fn segments(path: &str) -> Result<Vec<String>, Error> {
     let rest = path.strip_prefix('/').ok_or_else(|| refusal!(InvalidRequest, "the path does not start with /"))?;
     let segment = |text: &str| {
-        let decoded = percent_decode(text);
-        let mistake = match decoded.as_deref() {
-            None => "what is not valid percent-encoding",
-            Some("") => "an empty segment",
-            Some("." | "..") => ". or .. segments",
-            Some(name) if name.contains(|c: char| c == '/' || c.is_control()) => "a character that cannot be in a name",
-            Some(name) => return Ok(name.to_owned()),
+        let decoded = percent_decode(text).unwrap_or_default();
+        let mistake = match decoded.as_str() {
+            "" => "an empty segment",
+            "." | ".." => ". or .. segments",
+            name if name.contains(|c: char| c == '/' || c.is_control()) => "a character that cannot be in a name",
+            _ => return Ok(decoded),
         };
-        Err(refusal!(InvalidRequest, "the path holds {mistake}: {}", quoted(decoded.as_deref().unwrap_or(text))))
+        Err(refusal!(InvalidRequest, "the path holds {mistake}: {}", quoted(&decoded)))
     };
     rest.strip_suffix('/').unwrap_or(rest).split('/').filter(|_| !rest.is_empty()).map(segment).collect()
-}
-
-fn pairs(query: &str) -> Result<Vec<(String, String)>, Error> {
-    let pair = |text: &str| {
-        let (key, value) = text.split_once('=').unwrap_or((text, ""));
-        let decoded = percent_decode(key).zip(percent_decode(value));
-        decoded.ok_or_else(|| refusal!(InvalidRequest, "{} in the query is not valid percent-encoding", quoted(text)))
-    };
-    query.replace('+', " ").split('&').filter(|text| !text.is_empty()).map(pair).collect()
 }
 
 /// Decodes `%2A`. None if it is broken or not UTF-8.
