@@ -55,7 +55,9 @@ impl Door {
         stream.set_nodelay(true)?;
         let session = ServerConnection::new(self.tls.clone()).map_err(io::Error::other)?;
         let mut tls = StreamOwned::new(session, Timed { stream, deadline: Instant::now() + STEP });
-        tls.conn.complete_io(&mut tls.sock)?;
+        while tls.conn.is_handshaking() {
+            tls.conn.complete_io(&mut tls.sock)?;
+        }
         let mut peer = Peer { tls, ticket, verdict: None };
         let (retire, mut last) = (Instant::now() + self.age.mul_f64(1.0 + random() / 5.0), false);
         while !last {
