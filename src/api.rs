@@ -19,24 +19,23 @@ pub(crate) fn response(status: u16, content_type: &str, body: impl Into<Vec<u8>>
 
 /// The answer to a read, fields in the order of the walk-through.
 pub(crate) fn metric_value_list(read: &Read, path: &str, items: &[Item], window: u64) -> Response {
-    let Read { api: (group, version), described: Resource { kind, api_version, .. }, .. } = read;
-    let (metric, selector) = (json!(read.metric), label_selector(&read.selector));
-    let place = if read.described.is_namespaced() { format!(r#""namespace":{},"#, json!(read.namespace)) } else { String::new() };
+    let Read { api: (group, version), described, namespace, metric, .. } = read;
+    let (Resource { kind, api_version, .. }, selector) = (described, label_selector(&read.selector));
+    let place = if described.is_namespaced() { format!(r#""namespace":"{namespace}","#) } else { String::new() };
     let start = format!(r#""describedObject":{{"kind":"{kind}",{place}"name":"#);
     let items = items.iter().map(|(name, quantity, end)| {
         let (name, end) = (json!(if read.name == "*" { name } else { &read.name }), rfc3339(*end));
         let object = format!(r#"{start}{name},"apiVersion":"{api_version}"}}"#);
         let (subject, seconds) = match (*group, *version) {
-            (GROUP, "v1beta1") => (format!(r#"{object},"metricName":{metric},"selector":{selector}"#), "window"),
-            (GROUP, _) => (format!(r#"{object},"metric":{{"name":{metric},"selector":{selector}}}"#), "windowSeconds"),
-            _ => (format!(r#""metricName":{metric},"metricLabels":{{}}"#), "windowSeconds"),
+            (GROUP, "v1beta1") => (format!(r#"{object},"metricName":"{metric}","selector":{selector}"#), "window"),
+            (GROUP, _) => (format!(r#"{object},"metric":{{"name":"{metric}","selector":{selector}}}"#), "windowSeconds"),
+            _ => (format!(r#""metricName":"{metric}","metricLabels":{{}}"#), "windowSeconds"),
         };
         format!(r#"{{{subject},"timestamp":"{end}","{seconds}":{window},"value":"{quantity}"}}"#)
     });
-    let (items, link) = (items.collect::<Vec<_>>().join(","), json!(path));
+    let (items, metadata) = (items.collect::<Vec<_>>().join(","), json!({ "selfLink": path }));
     let kind = if *group == EXTERNAL { "ExternalMetricValueList" } else { "MetricValueList" };
-    let list =
-        format!(r#"{{"kind":"{kind}","apiVersion":"{group}/{version}","metadata":{{"selfLink":{link}}},"items":[{items}]}}"#);
+    let list = format!(r#"{{"kind":"{kind}","apiVersion":"{group}/{version}","metadata":{metadata},"items":[{items}]}}"#);
     response(200, JSON, list, &[])
 }
 

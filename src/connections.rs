@@ -57,9 +57,7 @@ impl Connections {
     /// Closes what waits for a request, and waits for what is being answered. True if no connection is left.
     pub(crate) fn close_idle(&self, patience: Duration) -> bool {
         let live = lock(&self.live);
-        for entry in live.values().filter(|entry| !entry.busy) {
-            let _ = entry.stream.shutdown(Shutdown::Read);
-        }
+        live.values().filter(|entry| !entry.busy).for_each(|entry| drop(entry.stream.shutdown(Shutdown::Read)));
         let ended = self.gone.wait_timeout_while(live, patience, |live| !live.is_empty());
         ended.unwrap_or_else(PoisonError::into_inner).0.is_empty()
     }

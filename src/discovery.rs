@@ -30,9 +30,8 @@ pub(crate) fn api_resource_list((group, version): Api, metrics: &[String], defin
     let well_known: Vec<&str> = promql::OWN.lines().filter_map(|line| line.split(' ').next()).collect();
     let own: Vec<&str> = defined.metrics.iter().map(|it| it.name.as_str()).collect();
     let other = |name: &&str| is_metric_id(name) && !own.contains(name);
-    let mut names: Vec<&str> = metrics.iter().map(String::as_str).filter(other).collect();
-    names.sort_unstable_by_key(|name| (!well_known.contains(name), *name));
-    names.dedup();
+    let names = metrics.iter().map(String::as_str).filter(other).map(|name| (!well_known.contains(&name), name));
+    let names: Vec<&str> = names.collect::<BTreeSet<_>>().into_iter().map(|(_, name)| name).collect();
     let names = if names.is_empty() { well_known } else { names };
     let start = format!(r#"{{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"{group}/{version}","resources":["#);
     let resources = || Resource::all().chain(&defined.resources).take(if group == EXTERNAL { 1 } else { usize::MAX });
@@ -64,8 +63,7 @@ pub(crate) fn not_modified(if_none_match: Option<&str>, etag: &str) -> bool {
     tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
-/// The content type that `Accept` prefers: JSON or, where it is `apis` that are asked for, that of one document with
-/// groups and versions. Errors: none is acceptable.
+/// The content type that `Accept` prefers: JSON or, for `apis`, that of one document for all. Errors: none is acceptable.
 pub(crate) fn negotiate(accept: Option<&str>, apis: bool) -> Result<&'static str> {
     let accept = accept.filter(|text| text.contains(|c: char| c != ',' && !c.is_whitespace())).unwrap_or("*/*");
     let ranges = accept.split(',').map(str::trim).filter(|range| !range.is_empty()).take(MAX_RANGES);
@@ -81,10 +79,9 @@ fn range(text: &str) -> Option<(f32, &'static str)> {
     let mut parts = text.split(';').map(str::trim);
     let essence = parts.next()?.to_ascii_lowercase();
     let pairs = parts.map(|part| part.split_once('=').unwrap_or((part, "")));
-    let pairs = pairs.map(|(key, value)| (key.trim().to_ascii_lowercase(), value.trim().trim_matches('"')));
-    let parameters: BTreeMap<_, _> = pairs.collect();
-    let quality = parameters.get("q").unwrap_or(&"1").parse().ok().filter(|weight| (0.0..=1.0).contains(weight))?;
-    let special = ["g", "v", "as"].map(|key| parameters.get(key).map_or_else(String::new, |it| format!(";{key}={it}")));
+    let given: BTreeMap<_, _> = pairs.map(|(key, it)| (key.trim().to_ascii_lowercase(), it.trim().trim_matches('"'))).collect();
+    let quality = given.get("q").unwrap_or(&"1").parse().ok().filter(|weight| (0.0..=1.0).contains(weight))?;
+    let special = ["g", "v", "as"].map(|key| given.get(key).map_or_else(String::new, |it| format!(";{key}={it}")));
     match (essence.as_str(), special.concat().as_str()) {
         ("*/*" | "application/*" | JSON, "") => Some((quality, JSON)),
         (JSON, special) => Some((quality, DOCUMENTS["true"].as_object()?.get_key_value(&format!("{JSON}{special}"))?.0)),

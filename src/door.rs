@@ -6,7 +6,7 @@
 use crate::prelude::*;
 use crate::{connections::Ticket, head::Head, random, requestheader::RequestHeader, server};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
-use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
+use std::io::ErrorKind::{InvalidInput, UnexpectedEof, WouldBlock};
 use std::io::{self, BufRead, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::{os::unix::net::UnixStream, path::Path, path::PathBuf};
@@ -19,7 +19,8 @@ const INNER: Duration = Duration::from_secs(60);
 /// A verdict on a certificate is used again for so long on the same connection.
 const VERDICT: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_millis(500);
-const LINGER_BYTES: u64 = 256 * 1024;
+/// More than the largest head, so that whoever sent one reads why it was refused.
+const LINGER_BYTES: u64 = 2 * 1024 * 1024;
 const HEAD_UNVERIFIED: u64 = 32 * 1024;
 const HEAD_FRONT_PROXY: u64 = 1024 * 1024;
 
@@ -62,7 +63,7 @@ impl Door {
         let (retire, mut last) = (Instant::now() + self.age.mul_f64(1.0 + random() / 5.0), false);
         while !last {
             let verified = peer.judge(self.trust, None).is_some();
-            let Some(head) = peer.read_head(verified)? else { break };
+            let Some(head) = peer.read_head(verified) else { break };
             let answered = head.and_then(|head| self.answer(&mut peer, &head));
             let (answer, keep) = answered.or_else(|error| encode(&error).map(|answer| (answer, false)))?;
             last = !keep || self.connections.draining.load(Relaxed) || Instant::now() >= retire;
@@ -100,29 +101,23 @@ fn encode(error: &Error) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// A socket whose reads and writes end at one deadline, however slowly the bytes come.
+/// A socket whose reads and writes end at one deadline, however slowly the bytes come. Once it is over, what is left
+/// until then is no timeout that a socket takes: InvalidInput.
 struct Timed<'a> {
     stream: &'a TcpStream,
     deadline: Instant,
 }
 
-impl Timed<'_> {
-    fn left(&self) -> io::Result<Option<Duration>> {
-        let left = self.deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
-        Ok(Some(left.ok_or(TimedOut)?))
-    }
-}
-
 impl Read for Timed<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.set_read_timeout(Some(self.deadline.saturating_duration_since(Instant::now())))?;
         self.stream.read(buffer)
     }
 }
 
 impl Write for Timed<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.set_write_timeout(Some(self.deadline.saturating_duration_since(Instant::now())))?;
         self.stream.write(buffer)
     }
 
@@ -156,7 +151,7 @@ impl Peer<'_> {
     }
 
     /// The next head; None if the peer is done or silent for too long.
-    fn read_head(&mut self, verified: bool) -> io::Result<Option<Result<Vec<u8>, Error>>> {
+    fn read_head(&mut self, verified: bool) -> Option<Result<Vec<u8>>> {
         let limit = if verified { HEAD_FRONT_PROXY } else { HEAD_UNVERIFIED };
         self.ticket.set(verified, false);
         self.tls.sock.deadline = Instant::now() + IDLE;
@@ -168,15 +163,12 @@ impl Peer<'_> {
         while matches!(received, Ok(1..)) && !head.ends_with(b"\r\n\r\n") {
             received = bounded.read_until(b'\n', &mut head);
         }
-        Ok(Some(match received.map_err(|error| (error.kind(), error)) {
+        Some(match received.inspect_err(|error| log::debug!("connection: {error}")).map_err(|error| error.kind()) {
             Ok(1..) => Ok(head),
             Ok(0) if bounded.limit() == 0 => Err(refusal!(HeadTooLarge, "the request head is larger than {limit} bytes")),
-            Err((TimedOut | WouldBlock, _)) if begun => {
-                Err(refusal!(RequestTimeout, "the request head did not arrive within {STEP:?}"))
-            }
-            Ok(0) | Err((TimedOut | WouldBlock | UnexpectedEof, _)) => return Ok(None),
-            Err((_, error)) => return Err(error),
-        }))
+            Err(InvalidInput | WouldBlock) if begun => Err(refusal!(RequestTimeout, "the request head took over {STEP:?}")),
+            _ => return None,
+        })
     }
 
     fn send(&mut self, mut answer: Vec<u8>, last: bool) -> io::Result<()> {

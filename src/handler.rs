@@ -63,10 +63,8 @@ impl Handler {
     pub(crate) fn answer(&self, asked: &mut Asked, wait: Wait) -> Result<Response, Stop> {
         let custom = &self.definitions.in_force().resources;
         let routed = route::route(asked.request.method().as_str(), asked.request.url(), self.config.external, custom);
-        match &routed {
-            Ok(Route::Health(name, verbose)) => return Ok(self.health(name, *verbose)),
-            Ok(Route::Version) => return Ok(version()),
-            _ => {}
+        if let Ok(Route::Open(name, verbose)) = &routed {
+            return Ok(if name == "version" { version() } else { self.health(name, *verbose) });
         }
         let (now, review) = (Instant::now(), wait >= Wait::Reviews);
         let user = self.user(asked, review, now)?;
@@ -82,7 +80,7 @@ impl Handler {
             }
             Route::Document(plain) => discovery::document(form, self.config.external).unwrap_or(plain),
             Route::Resources(api) => lock(&self.resources.1).get(&api).cloned().unwrap_or_default(),
-            Route::Health(..) | Route::Version => return Ok(version()),
+            Route::Open(..) => return Ok(version()),
         };
         // The aggregator asks for all documents every minute, and has them already.
         let tag = etag(text.as_bytes());
@@ -94,7 +92,7 @@ impl Handler {
     /// A front proxy's word counts on its own connections only; all others need a bearer token.
     fn user(&self, asked: &Asked, wait: bool, now: Instant) -> Result<User, Stop> {
         let named = header(asked, "X-Remote").filter(|_| asked.front_proxy);
-        let named: Option<User> = named.and_then(|text| serde_json::from_str(&percent_decode(text, false)?).ok());
+        let named: Option<User> = named.and_then(|text| serde_json::from_str(&percent_decode(text)?).ok());
         let words = header(asked, "Authorization").and_then(|value| value.split_once(' '));
         let token = words.filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim());
         named.filter(|user| !user.name.is_empty()).map_or_else(|| self.auth.user(token, wait, now), Ok)

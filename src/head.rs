@@ -29,11 +29,16 @@ impl<'a> Head<'a> {
         let text = bytes.strip_suffix(b"\r\n\r\n").ok_or_else(|| refusal!(InvalidRequest, "the request head is incomplete"))?;
         // A line that LF alone ends is not split off, and refused for holding a control character.
         let mut lines = text.split_inclusive(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r\n").unwrap_or(line));
-        let (method, target, newer) = request_line(lines.next().unwrap_or_default())?;
+        let malformed = || refusal!(InvalidRequest, "the request line is malformed");
+        let words: Vec<&str> = ascii(lines.next().unwrap_or_default()).ok_or_else(malformed)?.split(' ').collect();
+        let &[method, target, version] = words.as_slice() else { return Err(malformed()) };
+        let fits = Method::from_bytes(method.as_bytes()).is_ok() && method.len() <= 32 && target.starts_with('/');
+        let number = version.strip_prefix("HTTP/").filter(|_| fits).ok_or_else(malformed)?;
+        ensure!(["1.0", "1.1"].contains(&number), HttpVersion, "{} is not served: use HTTP/1.1", quoted(version));
         let headers: Option<Vec<_>> = lines.take(MOST_HEADERS + 1).map(header).collect();
         let headers = headers.ok_or_else(|| refusal!(InvalidRequest, "a header line is malformed"))?;
         ensure!(headers.len() <= MOST_HEADERS, HeadTooLarge, "more than {MOST_HEADERS} headers");
-        let head = Self { method, target, headers, keep_alive: newer };
+        let head = Self { method, target, headers, keep_alive: number == "1.1" };
         Ok(Self { keep_alive: head.check()?, ..head })
     }
 
@@ -58,7 +63,7 @@ impl<'a> Head<'a> {
         for (name, value) in &self.headers {
             let Some(key) = extra_prefix.iter().find_map(|prefix| name.as_str().strip_prefix(prefix)) else { continue };
             // As at the API server, a key that is no encoding stands for itself.
-            let key = percent_decode(key, false).unwrap_or_else(|| key.to_owned());
+            let key = percent_decode(key).unwrap_or_else(|| key.to_owned());
             user.extra.entry(key).or_default().extend(text(value));
         }
         user
@@ -83,19 +88,6 @@ impl<'a> Head<'a> {
             _ => return Ok(self.keep_alive && !asks("close")),
         };
         Err(refusal!(InvalidRequest, "{why}"))
-    }
-}
-
-/// Method, target, and whether this is HTTP/1.1 and not 1.0.
-fn request_line(line: &[u8]) -> Result<(&str, &str, bool), Error> {
-    let malformed = || refusal!(InvalidRequest, "the request line is malformed");
-    let words: Vec<&str> = ascii(line).ok_or_else(malformed)?.split(' ').collect();
-    let &[method, target, version] = words.as_slice() else { return Err(malformed()) };
-    let fits = Method::from_bytes(method.as_bytes()).is_ok() && method.len() <= 32 && target.starts_with('/');
-    match version {
-        "HTTP/1.1" | "HTTP/1.0" if fits => Ok((method, target, version == "HTTP/1.1")),
-        _ if !fits || !version.starts_with("HTTP/") => Err(malformed()),
-        _ => Err(refusal!(HttpVersion, "{} is not served: use HTTP/1.1", quoted(version))),
     }
 }
 
@@ -128,7 +120,7 @@ mod tests {
     fn named(head: &str) -> User {
         assert!(head.is_ascii(), "{head}");
         let line = head.split("\r\n").find_map(|line| line.strip_prefix("X-Remote: ")).expect("the identity");
-        serde_json::from_str(&percent_decode(line, false).unwrap()).unwrap()
+        serde_json::from_str(&percent_decode(line).unwrap()).unwrap()
     }
 
     #[test]

@@ -101,12 +101,11 @@ pub struct Read {
 pub enum Route {
     /// What nobody needs to be asked for.
     Document(String),
-    /// `healthz` and `livez`: the process works; `readyz`: it can be sent requests. True with `?verbose`.
-    Health(String, bool),
+    /// For anybody: `version`; `healthz` and `livez`: it works; `readyz`: it can be sent requests. True with `?verbose`.
+    Open(String, bool),
     Read(Box<Read>),
     /// `/apis/GROUP/VERSION`
     Resources(Api),
-    Version,
 }
 
 impl Resource {
@@ -151,13 +150,18 @@ impl Resource {
 /// Understands a request line, where these resources are defined besides. Errors name what is wrong and what is served.
 pub fn route(method: &str, target: &str, external: bool, custom: &'static [Resource]) -> Result<Route, Error> {
     ensure!(target.len() <= LONGEST_TARGET, InvalidRequest, "path and query are longer than {LONGEST_TARGET} bytes");
+    // Where the whole can be decoded, each part can.
+    ensure!(percent_decode(target).is_some(), InvalidRequest, "{} is not valid percent-encoding", quoted(target));
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let (segments, query) = (segments(path)?, pairs(query)?);
+    let pair = |text: &str| {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        percent_decode(key).zip(percent_decode(value))
+    };
+    let (segments, query) = (segments(path)?, query.replace('+', " ").split('&').filter_map(pair).collect::<Vec<_>>());
     let api = |group, version| APIS.into_iter().find(|api| *api == (group, version) && (external || group != EXTERNAL));
     let verbose = || query.iter().any(|(key, _)| key == "verbose");
     let found = match *segments.iter().map(String::as_str).collect::<Vec<_>>() {
-        [name @ ("healthz" | "livez" | "readyz")] => Some(Route::Health(name.to_owned(), verbose())),
-        ["version"] => Some(Route::Version),
+        [name @ ("healthz" | "livez" | "readyz" | "version")] => Some(Route::Open(name.to_owned(), verbose())),
         ["apis", group, version] => api(group, version).map(Route::Resources),
         ["apis", group, version, ref rest @ ..] => api(group, version).map_or(Ok(None), |api| read(api, rest, custom, &query))?,
         _ => discovery::document(&format!("/{}", segments.join("/")), external).map(Route::Document),
@@ -173,32 +177,26 @@ pub(crate) fn read_only(method: &str) -> Error {
 /// What is asked of an API below its path; None if nothing is served there.
 fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, String)]) -> Result<Option<Route>> {
     let external = api.0 == EXTERNAL;
-    let (namespace, described, name, metric) = match *rest {
-        ["namespaces", name, metric] => (name, &Resource::NAMESPACES, name, metric),
+    let (namespace, described, name, metric, access) = match *rest {
+        ["namespaces", name, metric] => (name, &Resource::NAMESPACES, name, metric, Some(["list", metric, "", ""])),
         _ if external => return Ok(None),
-        ["namespaces", name, "metrics", metric] => (name, &Resource::NAMESPACES, name, metric),
-        ["namespaces", place, resource, name, metric] => (place, Resource::namespaced(resource, custom)?, name, metric),
-        ["nodes", name, metric] => ("", &Resource::NODES, name, metric),
+        ["namespaces", name, "metrics", id] => (name, &Resource::NAMESPACES, name, id, Some(["get", "metrics", "", id])),
+        ["namespaces", place, resource, name, id] => (place, Resource::namespaced(resource, custom)?, name, id, None),
+        ["nodes", name, metric] => ("", &Resource::NODES, name, metric, None),
         ["namespaces"] | ["namespaces", _] | ["namespaces", _, _, _] => return Ok(None),
         _ => return Err(refusal!(InvalidRequest, "a metric is read at {PLACES}")),
     };
     let watched = query.iter().any(|(key, value)| key == "watch" && !matches!(value.trim(), "false" | "0"));
     ensure!(!watched, InvalidRequest, "metrics cannot be watched");
-    let what = quoted(metric);
-    ensure!(is_metric_id(metric), InvalidRequest, "{what} is not a metric id: letters, digits, _ . : - only");
+    ensure!(is_metric_id(metric), InvalidRequest, "{} is not a metric id: letters, digits, _ . : - only", quoted(metric));
     let (resource, object) = match name.split_once(';') {
         Some((kind, object)) if *described == Resource::SERVICES => (Resource::workload(kind)?, object),
         _ => (Resource::workload(described.workload_type).unwrap_or(described), name),
     };
-    let access = match rest {
-        [_, _, "metrics", _] => ["get", "metrics", "", metric],
-        ["namespaces", _, _] => ["list", metric, "", ""],
-        _ => ["get", &*described.qualified(), metric, name],
-    };
     let all = name == "*" && !external;
     let namespace = if all && *described == Resource::NAMESPACES { "" } else { namespace };
-    let nowhere = namespace.is_empty();
-    ensure!(nowhere || is_name(namespace, 63), InvalidRequest, "{} is not a Kubernetes namespace", quoted(namespace));
+    let placed = namespace.is_empty() || is_name(namespace, 63);
+    ensure!(placed, InvalidRequest, "{} is not a Kubernetes namespace", quoted(namespace));
     ensure!(all || is_name(object, 253), InvalidRequest, "{} is not a Kubernetes name", quoted(object));
     // A selector given twice must hold twice.
     let selector = |wanted: &str| {
@@ -208,9 +206,10 @@ fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, 
     let labels = if external { String::new() } else { selector("labelSelector") };
     ensure!(all || labels.is_empty(), InvalidRequest, "labelSelector selects objects: it takes * in place of {name}");
     let selector = selector::parse(&selector(if external { "labelSelector" } else { "metricLabelSelector" }))?;
-    let place = if resource.is_namespaced() { namespace } else { "" };
+    let (place, whole) = (if resource.is_namespaced() { namespace } else { "" }, described.qualified());
     let select = Select { resource, namespace: place.to_owned(), name: object.to_owned(), labels };
-    let (access, [namespace, name, metric]) = (access.map(str::to_owned), [namespace, name, metric].map(str::to_owned));
+    let access = access.unwrap_or(["get", &whole, metric, name]).map(str::to_owned);
+    let [namespace, name, metric] = [namespace, name, metric].map(str::to_owned);
     Ok(Some(Route::Read(Box::new(Read { api, namespace, described, name, select, metric, selector, access }))))
 }
 
@@ -229,38 +228,24 @@ pub fn is_metric_id(text: &str) -> bool {
 fn segments(path: &str) -> Result<Vec<String>, Error> {
     let rest = path.strip_prefix('/').ok_or_else(|| refusal!(InvalidRequest, "the path does not start with /"))?;
     let segment = |text: &str| {
-        let decoded = percent_decode(text, false);
-        let mistake = match decoded.as_deref() {
-            None => "what is not valid percent-encoding",
-            Some("") => "an empty segment",
-            Some("." | "..") => ". or .. segments",
-            Some(name) if name.contains(|c: char| c == '/' || c.is_control()) => "a character that cannot be in a name",
-            Some(name) => return Ok(name.to_owned()),
+        let decoded = percent_decode(text).unwrap_or_default();
+        let mistake = match decoded.as_str() {
+            "" => "an empty segment",
+            "." | ".." => ". or .. segments",
+            name if name.contains(|c: char| c == '/' || c.is_control()) => "a character that cannot be in a name",
+            _ => return Ok(decoded),
         };
-        Err(refusal!(InvalidRequest, "the path holds {mistake}: {}", quoted(decoded.as_deref().unwrap_or(text))))
+        Err(refusal!(InvalidRequest, "the path holds {mistake}: {}", quoted(&decoded)))
     };
     rest.strip_suffix('/').unwrap_or(rest).split('/').filter(|_| !rest.is_empty()).map(segment).collect()
 }
 
-fn pairs(query: &str) -> Result<Vec<(String, String)>, Error> {
-    let pair = |text: &str| {
-        let (key, value) = text.split_once('=').unwrap_or((text, ""));
-        let decoded = percent_decode(key, true).zip(percent_decode(value, true));
-        decoded.ok_or_else(|| refusal!(InvalidRequest, "{} in the query is not valid percent-encoding", quoted(text)))
-    };
-    query.split('&').filter(|text| !text.is_empty()).map(pair).collect()
-}
-
-/// Decodes `%2A`, and `+` as a blank where `form` says so. None if it is broken or not UTF-8.
-pub fn percent_decode(text: &str, form: bool) -> Option<String> {
+/// Decodes `%2A`. None if it is broken or not UTF-8.
+pub fn percent_decode(text: &str) -> Option<String> {
     let (mut bytes, mut decoded) = (text.bytes(), Vec::with_capacity(text.len()));
     while let Some(byte) = bytes.next() {
         let mut digit = || char::from(bytes.next()?).to_digit(16);
-        decoded.push(match byte {
-            b'%' => u8::try_from(digit()? * 16 + digit()?).ok()?,
-            b'+' if form => b' ',
-            other => other,
-        });
+        decoded.push(if byte == b'%' { u8::try_from(digit()? * 16 + digit()?).ok()? } else { byte });
     }
     String::from_utf8(decoded).ok()
 }
@@ -293,13 +278,13 @@ mod tests {
             ("/apis/custom.metrics.k8s.io", document("/apis/custom.metrics.k8s.io")),
             ("/apis/custom.metrics.k8s.io/v1beta1", Route::Resources((GROUP, "v1beta1"))),
             ("/apis/custom.metrics.k8s.io/v1beta2/", Route::Resources((GROUP, "v1beta2"))),
-            ("/healthz", Route::Health("healthz".to_owned(), false)),
-            ("/livez?verbose", Route::Health("livez".to_owned(), true)),
-            ("/readyz?verbose=true", Route::Health("readyz".to_owned(), true)),
+            ("/healthz", Route::Open("healthz".to_owned(), false)),
+            ("/livez?verbose", Route::Open("livez".to_owned(), true)),
+            ("/readyz?verbose=true", Route::Open("readyz".to_owned(), true)),
             ("/openapi/v2", document("/openapi/v2")),
             ("/openapi/v3", document("/openapi/v3")),
             ("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1?hash=0", document("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1")),
-            ("/version", Route::Version),
+            ("/version", Route::Open("version".to_owned(), false)),
         ];
         for (target, expected) in table {
             assert_eq!(route("GET", target, false, &[]), Ok(expected), "{target}");
@@ -377,7 +362,7 @@ mod tests {
         for text in ["a b&c=d?e/f#g%h+i\"", "ä\u{0}\n", "kube_pod_name=~\"a|b\""] {
             let encoded = percent_encode(text);
             assert!(encoded.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%".contains(&b)), "{encoded}");
-            assert_eq!(percent_decode(&encoded, true).as_deref(), Some(text));
+            assert_eq!(percent_decode(&encoded).as_deref(), Some(text));
         }
     }
 

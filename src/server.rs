@@ -61,10 +61,8 @@ fn dispatch(handler: &Handler, mut asked: Asked, wait: Wait, next: Option<&SyncS
     let Err(TrySendError::Full(asked) | TrySendError::Disconnected(asked)) = handed else { return };
     let overloaded = || refusal!(Overloaded, "more metrics are being read than the adapter can wait for: ask again");
     let answer = answer.map_err(|stop| stop.unwrap_or_else(|| Error { retry_after: Some(1), ..overloaded() }));
-    let (response, outcome) = match answer {
-        Ok(response) => (response, "ok".to_owned()),
-        Err(error) => (error.response(), format!("{}: {}", error.reason.word(), error.message)),
-    };
+    let outcome = answer.as_ref().map_or_else(|error| format!("{}: {}", error.reason.word(), error.message), |_| "ok".to_owned());
+    let response = answer.unwrap_or_else(|error| error.response());
     let Asked { request, since, user, .. } = asked;
     let (method, target, status) = (request.method(), request.url(), response.status_code().0);
     log::debug!("{method} {target} by {user:?} in {:?}: {status} {outcome}", since.elapsed());
