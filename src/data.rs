@@ -17,7 +17,7 @@ pub(crate) fn rows(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64
     let Question { metric, tuning: Tuning { time, group, .. }, labels, .. } = question;
     let companion = (metric != COMPANION && !question.is_host()).then(|| column(COMPANION, "avg", "sum"));
     let metrics = iter::once(column(metric, time, group)).chain(companion);
-    let within = [scope.requirements(question, sysdig.cluster()?), labels.clone()].concat();
+    let within = [question.requirements(scope, sysdig.cluster()?), labels.clone()].concat();
     let mut rows = Rows::new();
     for (object, end, cells) in ask(sysdig, question, &within, end, metrics)? {
         let (value, seen) = (cells.first().unwrap_or(&Value::Null), cells.get(1).is_some_and(|cell| !cell.is_null()));
@@ -33,7 +33,7 @@ pub(crate) fn rows(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64
 pub(crate) fn pods(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64) -> Result<BTreeMap<Object, u64>> {
     let metrics = [json!({ "id": Resource::PODS.label }), column(COMPANION, "avg", "avg")];
     let mut pods = BTreeMap::new();
-    for (object, _, cells) in ask(sysdig, question, &scope.requirements(question, sysdig.cluster()?), end, metrics)? {
+    for (object, _, cells) in ask(sysdig, question, &question.requirements(scope, sysdig.cluster()?), end, metrics)? {
         *pods.entry(object).or_default() += u64::from(!cells.contains(&Value::Null));
     }
     Ok(pods)

@@ -39,7 +39,7 @@ pub(crate) fn rows(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64
 
 /// The rows of a window that ends `lag` before `end`, and the lag that the answer shows.
 fn rows_at(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64, lag: u64) -> Result<(Rows, u64)> {
-    let answer = ask(sysdig, &query(question, &scope.requirements(question, sysdig.cluster()?), lag)?, end)?;
+    let answer = ask(sysdig, &query(question, &question.requirements(scope, sysdig.cluster()?), lag)?, end)?;
     let (_, kind) = series(question)?;
     let (mut rows, mut seen, mut known) = (Rows::new(), lag, BTreeMap::new());
     for series in items(&answer, "/data/result") {
@@ -204,8 +204,8 @@ mod tests {
     }
 
     fn asked(question: &Question) -> Result<String> {
-        let scope = Scope::of([&("shop".to_owned(), "a".to_owned())]);
-        query(question, &scope.requirements(question, cluster("blue")), 0)
+        let scope = [("shop".to_owned(), "a".to_owned())].into_iter().unzip();
+        query(question, &question.requirements(&scope, cluster("blue")), 0)
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Handler {
     fn fetch(&self, (question, selects): &Job, now: u64) -> Outcome {
         let wide = selects.iter().map(|select| &select.namespace).collect::<BTreeSet<_>>().len() > MOST_LISTS;
         let objects: Vec<_> = selects.iter().map(|it| noted(KUBERNETES, self.objects(it, question.resource, wide))).collect();
-        let scope = Scope::of(objects.iter().flatten().flatten());
+        let scope: Scope = objects.iter().flatten().flatten().cloned().unzip();
         let rows = if scope.1.is_empty() { Rows::new() } else { noted(SYSDIG, self.sysdig.rows(question, &scope, now))? };
         // The pods that Sysdig sees, of all objects, once they are asked for.
         let pods = LazyCell::new(|| noted(SYSDIG, data::pods(self.sysdig, question, &scope, window_end(now))));

@@ -53,31 +53,23 @@ impl Question {
         let name = if self.legacy { "kubernetes.workload.name" } else { self.resource.label };
         [self.resource.is_namespaced().then_some(Resource::NAMESPACES.label), Some(name).filter(|it| !it.is_empty())]
     }
+
+    /// What tells these objects in that cluster.
+    pub(crate) fn requirements(&self, (namespaces, names): &Scope, cluster: Requirement) -> Vec<Requirement> {
+        let [namespace, by] = self.object_labels();
+        let workload = BTreeSet::from([self.resource.workload_type.to_owned()]);
+        let kind = self.legacy.then_some("kubernetes.workload.type");
+        let parts = [(namespace, namespaces), (kind, &workload), (by.filter(|_| names.len() <= MOST_NAMES), names)];
+        let parts = parts.into_iter().filter_map(|(label, values)| Some(Requirement::is(label?, values.iter().cloned())));
+        iter::once(cluster).chain(parts).collect()
+    }
 }
 
 /// Namespace (empty where the objects lie in none) and name.
 pub type Object = (String, String);
 
-/// Which objects are asked about, by their namespaces and names.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Scope(pub BTreeSet<String>, pub BTreeSet<String>);
-
-impl Scope {
-    pub fn of<'a>(objects: impl IntoIterator<Item = &'a Object>) -> Self {
-        let (namespaces, names) = objects.into_iter().cloned().unzip();
-        Self(namespaces, names)
-    }
-
-    /// What tells these objects in that cluster.
-    pub(crate) fn requirements(&self, question: &Question, cluster: Requirement) -> Vec<Requirement> {
-        let [namespace, by] = question.object_labels();
-        let workload = BTreeSet::from([question.resource.workload_type.to_owned()]);
-        let kind = question.legacy.then_some("kubernetes.workload.type");
-        let parts = [(namespace, &self.0), (kind, &workload), (by.filter(|_| self.1.len() <= MOST_NAMES), &self.1)];
-        let parts = parts.into_iter().filter_map(|(label, values)| Some(Requirement::is(label?, values.iter().cloned())));
-        iter::once(cluster).chain(parts).collect()
-    }
-}
+/// Which objects are asked about: their namespaces and their names.
+pub type Scope = (BTreeSet<String>, BTreeSet<String>);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Row {
