@@ -15,7 +15,7 @@ const MOST_PAGES: usize = 20;
 
 pub(crate) fn rows(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64) -> Result<Rows> {
     let Question { metric, tuning: Tuning { time, group, .. }, labels, .. } = question;
-    let companion = (metric != COMPANION && !question.is_host()).then(|| column(COMPANION, "avg", "sum"));
+    let companion = (metric != COMPANION && *question.resource != Resource::NODES).then(|| column(COMPANION, "avg", "sum"));
     let metrics = iter::once(column(metric, time, group)).chain(companion);
     let within = [question.requirements(scope, sysdig.cluster()?), labels.clone()].concat();
     let mut rows = Rows::new();
@@ -92,7 +92,7 @@ fn ask(
         let body = json!({
             "start": start, "end": end, "sampling": end - start, "metrics": columns, "filter": filter,
             "paging": { "from": page * PAGE, "to": (page + 1) * PAGE - 1 },
-            "dataSourceType": if question.is_host() { "host" } else { "container" },
+            "dataSourceType": if *question.resource == Resource::NODES { "host" } else { "container" },
         });
         let Page { data } = sysdig.ask("/api/data", JSON, body.to_string())?;
         let found = data.into_iter().map(read).collect::<Option<Vec<_>>>();

@@ -117,7 +117,7 @@ pub(crate) fn series(question: &Question) -> Result<(String, &'static str)> {
     let own = OWN.lines().filter_map(|line| line.split_once(' ').and_then(|(id, it)| Some((id, it.split_once(' ')?))));
     let container = metric.replacen("sysdig_host_", "sysdig_container_", 1).replacen("sysdig_program_", "sysdig_container_", 1);
     if let Some((id, (name, kind))) = own.clone().find(|(id, (name, _))| *id == metric || *name == container) {
-        let flavour = if question.is_host() { "sysdig_host_" } else { "sysdig_container_" };
+        let flavour = if *question.resource == Resource::NODES { "sysdig_host_" } else { "sysdig_container_" };
         let name = if id == metric { name.replacen("sysdig_container_", flavour, 1) } else { metric.to_owned() };
         return Ok((name, kind));
     }
@@ -149,7 +149,7 @@ fn query(question: &Question, within: &[Requirement], lag: u64) -> Result<String
         (_, "timeAvg") => format!("avg_over_time({samples})"),
         _ => format!("{time}_over_time({samples})"),
     };
-    let (single, containers) = (["", EACH].contains(&group), !question.is_host());
+    let (single, containers) = (["", EACH].contains(&group), *question.resource != Resource::NODES);
     let whose = [if group == EACH { CONTAINER.as_slice() } else { &[] }, &[by.as_str()]].concat().join(", ");
     let (pod, seen) = (label_name(Resource::PODS.label), format!("{COMPANION}{{{}}}", matchers(within)));
     let part = |part, asked: bool, query| asked.then(|| format!("label_replace({query}, \"{PART}\", \"{part}\", \"\", \"\")"));

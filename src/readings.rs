@@ -114,7 +114,7 @@ impl Handler {
         &self, question: &Question, object: &Object, row: Option<&Row>, seen: impl FnOnce() -> Result<u64>, wide: bool, now: u64,
     ) -> Result<Item> {
         let Question { metric, tuning, resource, labels, .. } = question;
-        let (what, window, host) = (named(resource, &object.0, &object.1), tuning.window, question.is_host());
+        let (what, window, host) = (named(resource, &object.0, &object.1), tuning.window, **resource == Resource::NODES);
         // Where no pods are counted, nothing tells idleness from an exporter that died, but for what the agent counts.
         let counted = resource.counts_pods() || **resource == Resource::PODS;
         let provable = !host && (counted || promql::series(question).is_ok_and(|(_, kind)| kind == "delta"));
