@@ -115,16 +115,15 @@ impl Kube {
         let sent = sent.and_then(|answer| Ok((answer.status().as_u16(), answer.into_body()?)));
         let (status, answer) = sent.map_err(|error| unavailable(&explain(&error)))?;
         let says = || remark(&answer, &token);
-        let mend = "manifests/01-sysdig-metrics-rbac.yml restores its roles (of custom resources: docs/definitions.md)";
+        let mend =
+            "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles (of custom resources: docs/definitions.md)";
         Err(match status {
             200 | 201 => return serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON")),
             400 if accept == METADATA && !path.contains("labelSelector=&") => {
                 refusal!(InvalidRequest, "the Kubernetes API does not understand the labelSelector: {}", says())
             }
             401 => unavailable("it does not accept the service account token (401)"),
-            403 => {
-                refusal!(KubernetesForbidden, "the adapter lacks a permission for {what}, kubectl apply -f {mend} ({})", says())
-            }
+            403 => refusal!(KubernetesForbidden, "the adapter lacks a permission for {what}, {mend} ({})", says()),
             409 => refusal!(KubernetesConflict, "{what} was changed by others meanwhile"),
             404 => refusal!(ObjectNotFound, "{what} does not exist"),
             other => unavailable(&format!("it answers {other}: {}", says())),
