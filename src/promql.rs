@@ -166,12 +166,8 @@ fn query(question: &Question, within: &[Requirement], lag: u64) -> Result<String
 fn matchers(requirements: &[Requirement]) -> String {
     let matchers = requirements.iter().map(|Requirement { key, operator, values }| {
         let pattern = values.iter().map(|value| pattern(value)).collect::<Vec<_>>().join("|");
-        let sign = match operator {
-            Operator::In => "=~",
-            Operator::NotIn => "!~",
-            Operator::Exists => "!=",
-            Operator::DoesNotExist => "=",
-        };
+        // A label that is not there is empty, so what must not be there has no values to match but the empty one.
+        let sign = if matches!(operator, Operator::In | Operator::DoesNotExist) { "=~" } else { "!~" };
         // A string of JSON is one of PromQL: <https://prometheus.io/docs/prometheus/latest/querying/basics/#string-literals>.
         format!("{}{sign}{}", label_name(key), json!(pattern))
     });
