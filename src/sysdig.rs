@@ -227,9 +227,8 @@ pub(crate) fn remark(body: &[u8], token: &Secret) -> String {
     let text = body.get(..400).unwrap_or(body);
     let value = serde_json::from_slice(body).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(text)));
     let pointers = ["", "/errors/0/message", "/errors/0/reason", "/message", "/error", "/details/0"];
-    let found = pointers.iter().find_map(|pointer| value.pointer(pointer)?.as_str());
-    let said = found.map_or_else(|| value.to_string(), str::to_owned);
-    quoted(&said.replace(token.expose(), "(hidden)"))
+    let found = pointers.iter().find_map(|pointer| Some(value.pointer(pointer)?.as_str()?.to_owned()));
+    quoted(&found.unwrap_or_else(|| value.to_string()).replace(token.expose(), "(hidden)"))
 }
 
 #[cfg(test)]
