@@ -30,7 +30,7 @@ pub(crate) fn rows(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64
     Ok(rows)
 }
 
-pub(crate) fn pods(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64) -> Result<BTreeMap<Object, u64>> {
+pub fn pods(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64) -> Result<BTreeMap<Object, u64>> {
     let metrics = [json!({ "id": Resource::PODS.label }), column(COMPANION, "avg", "avg")];
     let mut pods = BTreeMap::new();
     for (object, line) in ask(sysdig, question, &question.requirements(scope, sysdig.cluster()?), end, &metrics)? {
