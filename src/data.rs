@@ -15,11 +15,11 @@ const MOST_PAGES: usize = 20;
 
 pub(crate) fn rows(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64) -> Result<Rows> {
     let Question { metric, tuning: Tuning { time, group, .. }, labels, .. } = question;
-    let companion = (metric != COMPANION && !question.is_host()).then(|| column(COMPANION, "avg", "sum"));
-    let metrics = iter::once(column(metric, time, group)).chain(companion);
-    let within = [scope.requirements(question, sysdig.cluster()?), labels.clone()].concat();
+    let companion = (metric != COMPANION && *question.resource != Resource::NODES).then(|| column(COMPANION, "avg", "sum"));
+    let metrics: Vec<_> = iter::once(column(metric, time, group)).chain(companion).collect();
+    let within = [question.requirements(scope, sysdig.cluster()?), labels.clone()].concat();
     let mut rows = Rows::new();
-    for (object, end, cells) in ask(sysdig, question, &within, end, metrics)? {
+    for (object, Line { t: end, d: cells }) in ask(sysdig, question, &within, end, &metrics)? {
         let (value, seen) = (cells.first().unwrap_or(&Value::Null), cells.get(1).is_some_and(|cell| !cell.is_null()));
         ensure!(value.is_null() || value.is_number(), BackendInvalidAnswer, "{UNUSABLE}: a metric's value is no number");
         let value = value.as_number().map(|number| Quantity::parse(&number.to_string()));
@@ -30,11 +30,11 @@ pub(crate) fn rows(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64
     Ok(rows)
 }
 
-pub(crate) fn pods(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64) -> Result<BTreeMap<Object, u64>> {
+pub fn pods(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64) -> Result<BTreeMap<Object, u64>> {
     let metrics = [json!({ "id": Resource::PODS.label }), column(COMPANION, "avg", "avg")];
     let mut pods = BTreeMap::new();
-    for (object, _, cells) in ask(sysdig, question, &scope.requirements(question, sysdig.cluster()?), end, metrics)? {
-        *pods.entry(object).or_default() += u64::from(!cells.contains(&Value::Null));
+    for (object, line) in ask(sysdig, question, &question.requirements(scope, sysdig.cluster()?), end, &metrics)? {
+        *pods.entry(object).or_default() += u64::from(!line.d.contains(&Value::Null));
     }
     Ok(pods)
 }
@@ -42,8 +42,8 @@ pub(crate) fn pods(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64
 pub(crate) fn is_collected(sysdig: &Sysdig, question: &Question, end: u64) -> Result<bool> {
     let tuning = Tuning { window: 86_400, ..question.tuning };
     let wide = Question { tuning, resource: &Resource::CLUSTER, legacy: false, ..question.clone() };
-    let rows = ask(sysdig, &wide, &[sysdig.cluster()?], end, [column(&question.metric, "avg", "avg")])?;
-    Ok(rows.iter().any(|(_, _, cells)| !cells.contains(&Value::Null)))
+    let rows = ask(sysdig, &wide, &[sysdig.cluster()?], end, &[column(&question.metric, "avg", "avg")])?;
+    Ok(rows.iter().any(|(_, line)| !line.d.contains(&Value::Null)))
 }
 
 pub(crate) fn catalogue(sysdig: &Sysdig) -> Result<Vec<String>> {
@@ -75,24 +75,22 @@ struct Line {
     d: Vec<Value>,
 }
 
-/// All pages of an answer. A row has the object that its labels name, the end of its window, and the metrics' cells.
-fn ask(
-    sysdig: &Sysdig, question: &Question, within: &[Requirement], end: u64, metrics: impl IntoIterator<Item = Value>,
-) -> Result<Vec<(Object, u64, Vec<Value>)>> {
+/// All pages of an answer: of each line the object that its labels name, and the line with the metrics' columns only.
+fn ask(sysdig: &Sysdig, question: &Question, within: &[Requirement], end: u64, metrics: &[Value]) -> Result<Vec<(Object, Line)>> {
     let (filter, by, start) = (filter(within)?, question.object_labels(), end.saturating_sub(question.tuning.window));
-    let columns: Vec<Value> = by.iter().flatten().map(|label| json!({ "id": label })).chain(metrics).collect();
+    let columns: Vec<Value> = by.iter().flatten().map(|label| json!({ "id": label })).chain(metrics.iter().cloned()).collect();
     let read = |Line { t, d }: Line| {
         let mut cells = Some(d).filter(|cells| cells.len() == columns.len())?.into_iter();
         let name = |label: Option<_>| label.map_or(Some(String::new()), |_| Some(cells.next()?.as_str()?.to_owned()));
         let [namespace, name] = by.map(name);
-        Some(((namespace?, name?), t, cells.collect()))
+        Some(((namespace?, name?), Line { t, d: cells.collect() }))
     };
     let mut rows = Vec::new();
     for page in 0..MOST_PAGES {
         let body = json!({
             "start": start, "end": end, "sampling": end - start, "metrics": columns, "filter": filter,
             "paging": { "from": page * PAGE, "to": (page + 1) * PAGE - 1 },
-            "dataSourceType": if question.is_host() { "host" } else { "container" },
+            "dataSourceType": if *question.resource == Resource::NODES { "host" } else { "container" },
         });
         let Page { data } = sysdig.ask("/api/data", JSON, body.to_string())?;
         let found = data.into_iter().map(read).collect::<Option<Vec<_>>>();

@@ -114,7 +114,7 @@ impl Kube {
         let sent = exchange(&self.agent()?, method, &url, &token, [accept, kind], body);
         let sent = sent.and_then(|answer| Ok((answer.status().as_u16(), answer.into_body()?)));
         let (status, answer) = sent.map_err(|error| unavailable(&explain(&error)))?;
-        let says = || quoted(&remark(&answer).replace(token.expose(), "(hidden)"));
+        let says = || remark(&answer, &token);
         let mend =
             "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles (of custom resources: docs/definitions.md)";
         Err(match status {

@@ -39,7 +39,7 @@ pub(crate) fn rows(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64
 
 /// The rows of a window that ends `lag` before `end`, and the lag that the answer shows.
 fn rows_at(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64, lag: u64) -> Result<(Rows, u64)> {
-    let answer = ask(sysdig, &query(question, &scope.requirements(question, sysdig.cluster()?), lag)?, end)?;
+    let answer = ask(sysdig, &query(question, &question.requirements(scope, sysdig.cluster()?), lag)?, end)?;
     let (_, kind) = series(question)?;
     let (mut rows, mut seen, mut known) = (Rows::new(), lag, BTreeMap::new());
     for series in items(&answer, "/data/result") {
@@ -117,7 +117,7 @@ pub(crate) fn series(question: &Question) -> Result<(String, &'static str)> {
     let own = OWN.lines().filter_map(|line| line.split_once(' ').and_then(|(id, it)| Some((id, it.split_once(' ')?))));
     let container = metric.replacen("sysdig_host_", "sysdig_container_", 1).replacen("sysdig_program_", "sysdig_container_", 1);
     if let Some((id, (name, kind))) = own.clone().find(|(id, (name, _))| *id == metric || *name == container) {
-        let flavour = if question.is_host() { "sysdig_host_" } else { "sysdig_container_" };
+        let flavour = if *question.resource == Resource::NODES { "sysdig_host_" } else { "sysdig_container_" };
         let name = if id == metric { name.replacen("sysdig_container_", flavour, 1) } else { metric.to_owned() };
         return Ok((name, kind));
     }
@@ -149,7 +149,7 @@ fn query(question: &Question, within: &[Requirement], lag: u64) -> Result<String
         (_, "timeAvg") => format!("avg_over_time({samples})"),
         _ => format!("{time}_over_time({samples})"),
     };
-    let (single, containers) = (["", EACH].contains(&group), !question.is_host());
+    let (single, containers) = (["", EACH].contains(&group), *question.resource != Resource::NODES);
     let whose = [if group == EACH { CONTAINER.as_slice() } else { &[] }, &[by.as_str()]].concat().join(", ");
     let (pod, seen) = (label_name(Resource::PODS.label), format!("{COMPANION}{{{}}}", matchers(within)));
     let part = |part, asked: bool, query| asked.then(|| format!("label_replace({query}, \"{PART}\", \"{part}\", \"\", \"\")"));
@@ -166,12 +166,8 @@ fn query(question: &Question, within: &[Requirement], lag: u64) -> Result<String
 fn matchers(requirements: &[Requirement]) -> String {
     let matchers = requirements.iter().map(|Requirement { key, operator, values }| {
         let pattern = values.iter().map(|value| pattern(value)).collect::<Vec<_>>().join("|");
-        let sign = match operator {
-            Operator::In => "=~",
-            Operator::NotIn => "!~",
-            Operator::Exists => "!=",
-            Operator::DoesNotExist => "=",
-        };
+        // A label that is not there is empty, so what must not be there has no values to match but the empty one.
+        let sign = if matches!(operator, Operator::In | Operator::DoesNotExist) { "=~" } else { "!~" };
         // A string of JSON is one of PromQL: <https://prometheus.io/docs/prometheus/latest/querying/basics/#string-literals>.
         format!("{}{sign}{}", label_name(key), json!(pattern))
     });
@@ -204,8 +200,8 @@ mod tests {
     }
 
     fn asked(question: &Question) -> Result<String> {
-        let scope = Scope::of([&("shop".to_owned(), "a".to_owned())]);
-        query(question, &scope.requirements(question, cluster("blue")), 0)
+        let scope = [("shop".to_owned(), "a".to_owned())].into_iter().unzip();
+        query(question, &question.requirements(&scope, cluster("blue")), 0)
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Handler {
     fn fetch(&self, (question, selects): &Job, now: u64) -> Outcome {
         let wide = selects.iter().map(|select| &select.namespace).collect::<BTreeSet<_>>().len() > MOST_LISTS;
         let objects: Vec<_> = selects.iter().map(|it| noted(KUBERNETES, self.objects(it, question.resource, wide))).collect();
-        let scope = Scope::of(objects.iter().flatten().flatten());
+        let scope: Scope = objects.iter().flatten().flatten().cloned().unzip();
         let rows = if scope.1.is_empty() { Rows::new() } else { noted(SYSDIG, self.sysdig.rows(question, &scope, now))? };
         // The pods that Sysdig sees, of all objects, once they are asked for.
         let pods = LazyCell::new(|| noted(SYSDIG, data::pods(self.sysdig, question, &scope, window_end(now))));
@@ -114,7 +114,7 @@ impl Handler {
         &self, question: &Question, object: &Object, row: Option<&Row>, seen: impl FnOnce() -> Result<u64>, wide: bool, now: u64,
     ) -> Result<Item> {
         let Question { metric, tuning, resource, labels, .. } = question;
-        let (what, window, host) = (named(resource, &object.0, &object.1), tuning.window, question.is_host());
+        let (what, window, host) = (named(resource, &object.0, &object.1), tuning.window, **resource == Resource::NODES);
         // Where no pods are counted, nothing tells idleness from an exporter that died, but for what the agent counts.
         let counted = resource.counts_pods() || **resource == Resource::PODS;
         let provable = !host && (counted || promql::series(question).is_ok_and(|(_, kind)| kind == "delta"));

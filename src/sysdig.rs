@@ -1,11 +1,9 @@
 //! Sysdig Monitor: which of its APIs answers a question, and all that both have in common.
 
 use crate::prelude::*;
-use crate::tls::{agent, certificates, exchange, explain};
-use crate::{data, promql, timestamp::second_of_day};
+use crate::{data, promql, timestamp::second_of_day, tls::agent, tls::certificates, tls::exchange, tls::explain};
 use serde::de::DeserializeOwned;
 use std::{cell::Cell, fs, path::PathBuf, sync::atomic::AtomicU64};
-use ureq::{Agent, Proxy};
 
 pub(crate) const CLUSTER: &str = "kubernetes.cluster.name";
 /// Seconds between samples.
@@ -19,12 +17,8 @@ const MOST_NAMES: usize = 500;
 const COLLECTED: u64 = 600;
 const NOT_COLLECTED: u64 = 60;
 const MOST_METRICS: usize = 1000;
-thread_local! {
-    /// How many queries this thread has sent.
-    pub(crate) static QUERIES: Cell<u64> = const { Cell::new(0) };
-}
-/// How much of an answer the log shows.
-const LOGGED: usize = 4096;
+// How many queries this thread has sent.
+thread_local!(pub(crate) static QUERIES: Cell<u64> = const { Cell::new(0) });
 /// How a refusal with [`Reason::BackendInvalidAnswer`] begins.
 pub(crate) const UNUSABLE: &str = "Sysdig's answer cannot be used";
 
@@ -43,41 +37,28 @@ pub struct Question {
 }
 
 impl Question {
-    /// Whether it is about nodes, not containers.
-    pub(crate) fn is_host(&self) -> bool {
-        *self.resource == Resource::NODES
-    }
-
     /// Sysdig's labels that tell objects apart, each if there is one: the namespace, and the name.
     pub(crate) fn object_labels(&self) -> [Option<&'static str>; 2] {
         let name = if self.legacy { "kubernetes.workload.name" } else { self.resource.label };
         [self.resource.is_namespaced().then_some(Resource::NAMESPACES.label), Some(name).filter(|it| !it.is_empty())]
+    }
+
+    /// What tells these objects in that cluster.
+    pub(crate) fn requirements(&self, (namespaces, names): &Scope, cluster: Requirement) -> Vec<Requirement> {
+        let [namespace, by] = self.object_labels();
+        let workload = BTreeSet::from([self.resource.workload_type.to_owned()]);
+        let kind = self.legacy.then_some("kubernetes.workload.type");
+        let parts = [(namespace, namespaces), (kind, &workload), (by.filter(|_| names.len() <= MOST_NAMES), names)];
+        let parts = parts.into_iter().filter_map(|(label, values)| Some(Requirement::is(label?, values.iter().cloned())));
+        iter::once(cluster).chain(parts).collect()
     }
 }
 
 /// Namespace (empty where the objects lie in none) and name.
 pub type Object = (String, String);
 
-/// Which objects are asked about, by their namespaces and names.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Scope(pub BTreeSet<String>, pub BTreeSet<String>);
-
-impl Scope {
-    pub fn of<'a>(objects: impl IntoIterator<Item = &'a Object>) -> Self {
-        let (namespaces, names) = objects.into_iter().cloned().unzip();
-        Self(namespaces, names)
-    }
-
-    /// What tells these objects in that cluster.
-    pub(crate) fn requirements(&self, question: &Question, cluster: Requirement) -> Vec<Requirement> {
-        let [namespace, by] = question.object_labels();
-        let workload = BTreeSet::from([question.resource.workload_type.to_owned()]);
-        let kind = question.legacy.then_some("kubernetes.workload.type");
-        let parts = [(namespace, &self.0), (kind, &workload), (by.filter(|_| self.1.len() <= MOST_NAMES), &self.1)];
-        let parts = parts.into_iter().filter_map(|(label, values)| Some(Requirement::is(label?, values.iter().cloned())));
-        iter::once(cluster).chain(parts).collect()
-    }
-}
+/// Which objects are asked about: their namespaces and their names.
+pub type Scope = (BTreeSet<String>, BTreeSet<String>);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Row {
@@ -94,7 +75,7 @@ pub struct Row {
 pub type Rows = BTreeMap<Object, Row>;
 
 pub struct Sysdig {
-    agent: Agent,
+    agent: ureq::Agent,
     config: Config,
     /// Seconds by which samples arrive late, as PromQL shows it.
     pub(crate) lag: AtomicU64,
@@ -112,7 +93,7 @@ impl Sysdig {
             found.map_err(|mistake| format!("SDC_CA_FILE {}: {mistake}", path.display()))
         };
         let (roots, config) = (config.sysdig_ca_file.as_ref().map(read).transpose()?, config.clone());
-        let agent = agent(roots.as_deref(), !config.insecure_skip_verify, config.sysdig_timeout, Proxy::try_from_env());
+        let agent = agent(roots.as_deref(), !config.insecure_skip_verify, config.sysdig_timeout, ureq::Proxy::try_from_env());
         Ok(Self { agent, config, lag: AtomicU64::new(0), queries: Mutex::default(), collected: Mutex::default() })
     }
 
@@ -140,15 +121,13 @@ impl Sysdig {
 
     /// Whether anything in the cluster had a sample of the metric within a day; remembered. Errors: Sysdig failed.
     pub fn is_collected(&self, question: &Question, now: u64) -> Result<bool, Error> {
-        if let Some((collected, _)) = lock(&self.collected).get(&question.metric).filter(|(_, until)| now < *until) {
-            return Ok(*collected);
-        }
+        let known = lock(&self.collected).get(&question.metric).filter(|(_, until)| now < *until).map(|(it, _)| *it);
         let ask = if self.speaks_promql(&question.metric) { promql::is_collected } else { data::is_collected };
-        let collected = ask(self, question, window_end(now))?;
+        let collected = known.map_or_else(|| ask(self, question, window_end(now)), Ok)?;
         let mut known = lock(&self.collected);
         known.retain(|_, (_, until)| now < *until);
         if known.len() < MOST_METRICS {
-            known.insert(question.metric.clone(), (collected, now + if collected { COLLECTED } else { NOT_COLLECTED }));
+            known.entry(question.metric.clone()).or_insert((collected, now + if collected { COLLECTED } else { NOT_COLLECTED }));
         }
         Ok(collected)
     }
@@ -188,7 +167,7 @@ impl Sysdig {
             return Err(Error { retry_after, ..self.refused(head.status.as_u16(), &answer.unwrap_or_default(), &token) });
         }
         let answer = answer.map_err(|error| self.failed(&error, true))?;
-        let shown = String::from_utf8_lossy(answer.get(..LOGGED).unwrap_or(&answer));
+        let shown = String::from_utf8_lossy(answer.get(..4096).unwrap_or(&answer));
         log::debug!("Sysdig answers: {}", shown.replace(token.expose(), "(hidden)"));
         let mistake = |error| refusal!(BackendInvalidAnswer, "{UNUSABLE}: it is not the JSON expected: {error}");
         serde_json::from_slice(&answer).map_err(mistake)
@@ -224,7 +203,6 @@ impl Sysdig {
     }
 
     fn refused(&self, status: u16, body: &[u8], token: &Secret) -> Error {
-        let says = quoted(&remark(body).replace(token.expose(), "(hidden)"));
         let renew = "does not accept the API token: kubectl create secret generic --from-literal access-key=NEW \
             -n custom-metrics sysdig-api --dry-run=client -o yaml | kubectl apply -f -";
         let (reason, message) = match status {
@@ -235,7 +213,7 @@ impl Sysdig {
             300..=399 => (Reason::BackendRejected, "redirects elsewhere, which is not followed: check SDC_ENDPOINT"),
             _ => (Reason::BackendError, "fails"),
         };
-        Error::new(reason, format!("Sysdig {message} ({status}: {says})"))
+        Error::new(reason, format!("Sysdig {message} ({status}: {})", remark(body, token)))
     }
 }
 
@@ -244,13 +222,13 @@ pub(crate) fn window_end(now: u64) -> u64 {
     now.saturating_sub(STEP) / STEP * STEP
 }
 
-/// What a server says about an error, in whichever form.
-pub(crate) fn remark(body: &[u8]) -> String {
+/// What a server says about an error, in whichever form, made safe to repeat: should it hold the token, too.
+pub(crate) fn remark(body: &[u8], token: &Secret) -> String {
     let text = body.get(..400).unwrap_or(body);
     let value = serde_json::from_slice(body).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(text)));
     let pointers = ["", "/errors/0/message", "/errors/0/reason", "/message", "/error", "/details/0"];
-    let found = pointers.iter().find_map(|pointer| value.pointer(pointer)?.as_str());
-    found.map_or_else(|| value.to_string(), str::to_owned)
+    let found = pointers.iter().find_map(|pointer| Some(value.pointer(pointer)?.as_str()?.to_owned()));
+    quoted(&found.unwrap_or_else(|| value.to_string()).replace(token.expose(), "(hidden)"))
 }
 
 #[cfg(test)]
@@ -303,8 +281,9 @@ mod tests {
             (r#"{"x":1}"#, r#"{"x":1}"#),
             ("Bad gateway", "Bad gateway"),
         ];
+        let token = Secret::new("a-token").unwrap();
         for (body, said) in table {
-            assert_eq!(remark(body.as_bytes()), said);
+            assert_eq!(remark(body.as_bytes(), &token), quoted(said));
         }
     }
 }

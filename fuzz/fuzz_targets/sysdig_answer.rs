@@ -47,7 +47,7 @@ fuzz_target!(|bytes: &[u8]| {
     let status = [200, 200, 200, 200, 200, 400, 401, 403, 404, 422, 429, 500, 503, 302, 204, 206][usize::from(first % 16)];
     *lock(answer) = (status, body.to_vec());
     let objects: Vec<Object> = ["kuard", "web"].map(|name| ("default".to_owned(), name.to_owned())).into();
-    let scope = Scope::of(&objects);
+    let scope: Scope = objects.iter().cloned().unzip();
     let question = |metric: &str, group| Question {
         metric: metric.to_owned(),
         tuning: Tuning { time: "avg", group, window: 60 },
