@@ -8,7 +8,6 @@ use rustls::pki_types::CertificateDer;
 pub struct RequestHeader {
     authorities: Vec<CertificateDer<'static>>,
     allowed_names: Vec<String>,
-    /// Under which names the identity arrives.
     pub headers: IdentityHeaders,
 }
 
