@@ -102,10 +102,8 @@ impl Reader<'_> {
         let text = (self.variable)(name)?.map_err(|mistake| self.mistakes.push(format!("{name} {mistake}"))).ok()?;
         let text = Some(text.trim()).filter(|text| !text.is_empty())?;
         let parsed = parse(text);
-        if parsed.is_none() {
-            let shown = if name == TOKEN { "(hidden)".to_owned() } else { quoted(text) };
-            self.mistakes.push(format!("{name} is {shown}: it must be {right}"));
-        }
+        let shown = if name == TOKEN { "(hidden)".to_owned() } else { quoted(text) };
+        self.mistakes.extend(parsed.is_none().then(|| format!("{name} is {shown}: it must be {right}")));
         parsed
     }
 
