@@ -86,8 +86,8 @@ settings! { env:
         format!("https://{host}:{port}")
     });
     service_account_dir: PathBuf = env.path("SERVICE_ACCOUNT_DIR").unwrap_or_else(|| SERVICE_ACCOUNT.into());
-    service_name: String = env.parse("SERVICE_NAME", "a Service's name", checked(63, |c| matches!(c, 'a'..='z' | '0'..='9' | '-')))
-        .unwrap_or_else(|| "api".to_owned());
+    service_name: String = env.parse("SERVICE_NAME", "a Service's name",
+        checked(63, |c| matches!(c, 'a'..='z' | '0'..='9' | '-'))).unwrap_or_else(|| "api".to_owned());
 }
 
 struct Reader<'a> {
