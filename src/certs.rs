@@ -10,7 +10,6 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObjec
 
 const SECRET: &str = "custom-metrics-apiserver-certificate";
 const DAY: u64 = 86_400;
-/// Both the certificate and its authority are due when a third of their days is left.
 const CERTIFICATE_DAYS: u64 = 90;
 const AUTHORITY_DAYS: u64 = 3650;
 /// Until every API server has heard of a new authority.
@@ -126,9 +125,8 @@ impl Kept {
         let (authorities, pair) = (certificates(&self.authority).ok()?, certified_key(&self.chain, &self.key).ok()?);
         let certificate = pair.cert.get(..1)?;
         let leaf = verified(certificate, &authorities, webpki::KeyUsage::server_auth(), now).ok()?;
-        for name in names {
-            leaf.verify_is_valid_for_subject_name(&ServerName::try_from(name.as_str()).ok()?).ok()?;
-        }
+        let fits = |name: &String| leaf.verify_is_valid_for_subject_name(&ServerName::try_from(name.as_str()).ok()?).ok();
+        names.iter().try_for_each(fits)?;
         (lasts(certificate, CERTIFICATE_DAYS, now) && lasts(authorities.get(..1)?, AUTHORITY_DAYS, now)).then_some(())
     }
 

@@ -3,33 +3,28 @@
 
 use crate::prelude::*;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::{env, fmt, path::PathBuf};
-use ureq::http::Uri;
+use std::{env, path::PathBuf};
+use ureq::http::{HeaderValue, Uri};
 
 const TOKEN: &str = "SDC_TOKEN";
 const ENDPOINT: &str = "https://HOST[:PORT][/PATH], as https://app.sysdigcloud.com (http:// for this machine only)";
 const CLUSTER: &str = "the cluster's name as Sysdig Monitor shows it, without quotes or backslashes";
-const PLACEHOLDER_CLUSTER: &str = "YourClusterName";
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Text that is never shown: it has no `Display`, and its `Debug` hides it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Secret(HeaderValue);
 
 impl Secret {
     /// Keeps `text` from being shown. None if it could not stand in an HTTP header.
     pub fn new(text: &str) -> Option<Self> {
-        (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())).then(|| Self(text.to_owned()))
+        let mut value = HeaderValue::from_str(&checked(usize::MAX, |c| c.is_ascii_graphic())(text)?).ok()?;
+        value.set_sensitive(true);
+        Some(Self(value))
     }
 
     pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(hidden)")
+        self.0.to_str().unwrap_or_default()
     }
 }
 
@@ -58,7 +53,7 @@ settings! { env:
     token: Option<Secret> = env.parse(TOKEN, "without blanks, control and non-ASCII characters", Secret::new);
     /// As Sysdig Monitor shows it; None while it is the placeholder or empty. Filters that it goes into know no escapes.
     cluster: Option<String> = env.parse("CLUSTER_NAME", CLUSTER, checked(253, |c| !c.is_control() && !"'\"\\".contains(c)))
-        .filter(|name| name != PLACEHOLDER_CLUSTER);
+        .filter(|name| name != "YourClusterName");
     /// With `auto` the metric decides.
     backend: &'static str = env.one_of("SDC_BACKEND", &["auto", "data", "promql"]);
     sysdig_ca_file: Option<PathBuf> = env.path("SDC_CA_FILE");
@@ -78,9 +73,8 @@ settings! { env:
     listen: Option<SocketAddr> = env.parse("LISTEN_ADDR", "an address with a port, such as [::]:10250", |it| it.parse().ok());
     tls_files: Option<(PathBuf, PathBuf)> = {
         let (chain, key) = (env.path("TLS_CERT_FILE"), env.path("TLS_KEY_FILE"));
-        if chain.is_some() != key.is_some() {
-            env.mistakes.push("TLS_CERT_FILE and TLS_KEY_FILE must be set together".to_owned());
-        }
+        let alone = chain.is_some() != key.is_some();
+        env.mistakes.extend(alone.then(|| "TLS_CERT_FILE and TLS_KEY_FILE must be set together".to_owned()));
         chain.zip(key)
     };
     tls13_only: bool = env.one_of("TLS_MIN_VERSION", &["1.2", "1.3"]) == "1.3";
@@ -92,9 +86,8 @@ settings! { env:
         format!("https://{host}:{port}")
     });
     service_account_dir: PathBuf = env.path("SERVICE_ACCOUNT_DIR").unwrap_or_else(|| SERVICE_ACCOUNT.into());
-    service_name: String = env.parse("SERVICE_NAME", "a Service's name", checked(63, |c| {
-        c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'
-    })).unwrap_or_else(|| "api".to_owned());
+    service_name: String = env.parse("SERVICE_NAME", "a Service's name",
+        checked(63, |c| matches!(c, 'a'..='z' | '0'..='9' | '-'))).unwrap_or_else(|| "api".to_owned());
 }
 
 struct Reader<'a> {
@@ -109,10 +102,8 @@ impl Reader<'_> {
         let text = (self.variable)(name)?.map_err(|mistake| self.mistakes.push(format!("{name} {mistake}"))).ok()?;
         let text = Some(text.trim()).filter(|text| !text.is_empty())?;
         let parsed = parse(text);
-        if parsed.is_none() {
-            let shown = if name == TOKEN { "(hidden)".to_owned() } else { quoted(text) };
-            self.mistakes.push(format!("{name} is {shown}: it must be {right}"));
-        }
+        let shown = if name == TOKEN { "(hidden)".to_owned() } else { quoted(text) };
+        self.mistakes.extend(parsed.is_none().then(|| format!("{name} is {shown}: it must be {right}")));
         parsed
     }
 
@@ -163,8 +154,7 @@ fn endpoint(text: &str) -> Option<String> {
 /// One number with one unit: `500ms`, `5s`, `2m`, `1h`.
 pub(crate) fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
-    let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
-    let (_, millis) = units.into_iter().find(|(it, _)| *it == unit)?;
+    let (_, millis) = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)].into_iter().find(|(it, _)| *it == unit)?;
     number.parse::<u64>().ok()?.checked_mul(millis).map(Duration::from_millis)
 }
 
@@ -259,7 +249,7 @@ mod tests {
 
     #[test]
     fn what_can_be_mended_later_is_no_mistake() {
-        let config = read(&[("CLUSTER_NAME", PLACEHOLDER_CLUSTER), ("SDC_TOKEN", ""), ("SDC_ENDPOINT", " ")]).unwrap();
+        let config = read(&[("CLUSTER_NAME", "YourClusterName"), ("SDC_TOKEN", ""), ("SDC_ENDPOINT", " ")]).unwrap();
         assert_eq!((config.cluster, config.token), (None, None));
     }
 

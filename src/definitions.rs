@@ -100,9 +100,8 @@ impl Definitions {
 pub fn parse(bytes: &[u8]) -> Result<File, String> {
     let file: File = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let mut taken: BTreeSet<_> = promql::OWN.lines().flat_map(|line| line.split(' ').take(2)).map(str::to_owned).collect();
-    taken.extend(Resource::KNOWN.map(Resource::qualified));
-    let names = file.resources.iter().map(Resource::qualified).chain(file.metrics.iter().map(|it| it.name.clone()));
-    let twice = names.into_iter().find(|name| !taken.insert(name.clone()));
+    let resources = Resource::KNOWN.into_iter().chain(&file.resources).map(Resource::qualified);
+    let twice = resources.chain(file.metrics.iter().map(|it| it.name.clone())).find(|name| !taken.insert(name.clone()));
     let hash = etag(bytes).replace('"', "");
     twice.map_or(Ok(File { hash, ..file }), |name| Err(format!("{} is the name of something else already", quoted(&name))))
 }

@@ -47,13 +47,12 @@ reasons! {
     400 "BadRequest": InvalidRequest = "invalid-request";
     401 "Unauthorized": Unauthenticated = "unauthenticated";
     403 "Forbidden": Forbidden = "forbidden";
-    404 "NotFound": NotFound = "not-found";
+    404 "NotFound": NotFound = "not-found", ObjectNotFound = "object-not-found";
     405 "MethodNotAllowed": MethodNotAllowed = "method-not-allowed";
     406 "NotAcceptable": NotAcceptable = "not-acceptable";
     408 "Timeout": RequestTimeout = "request-timeout";
     431 "RequestHeaderFieldsTooLarge": HeadTooLarge = "head-too-large";
     505 "HTTPVersionNotSupported": HttpVersion = "http-version";
-    404 "NotFound": ObjectNotFound = "object-not-found";
     // The metric, as it stands in Sysdig.
     404 "NotFound": NoData = "no-data", PartlySeen = "partly-seen", MetricNotCollected = "metric-not-collected";
     503 "ServiceUnavailable": TooOld = "too-old";
@@ -80,11 +79,6 @@ impl Reason {
     pub(crate) fn is_passing(self) -> bool {
         !matches!(self, Self::ObjectNotFound | Self::NotFinite | Self::OutOfRange | Self::Ambiguous | Self::InvalidRequest)
     }
-
-    /// Whether it says something about Sysdig as a whole.
-    pub(crate) fn is_everybodys(self) -> bool {
-        self.word().starts_with("backend-") && self != Self::BackendRejected
-    }
 }
 
 impl Error {
@@ -97,17 +91,14 @@ impl Error {
     /// for all that time. Source: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/>.
     pub(crate) fn response(&self) -> Response {
         let (code, reason, word) = self.reason.row();
-        let mut details = json!({ "causes": [{ "reason": word }] });
-        if let Some(seconds) = self.retry_after {
-            details["retryAfterSeconds"] = seconds.into();
-        }
-        let status = json!({
+        let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": self.message,
-            "reason": reason, "details": details, "code": code,
+            "reason": reason, "details": { "causes": [{ "reason": word }] }, "code": code,
         });
-        let seconds = self.retry_after.unwrap_or(1).to_string();
-        let headers = [("Retry-After", seconds.as_str())];
-        response(code, JSON, status.to_string(), if self.reason == Reason::Overloaded { &headers } else { &[] })
+        if let Some(seconds) = self.retry_after {
+            status["details"]["retryAfterSeconds"] = seconds.into();
+        }
+        response(code, JSON, status.to_string(), if code == 429 { &[("Retry-After", "1")] } else { &[] })
     }
 }
 

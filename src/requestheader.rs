@@ -8,7 +8,6 @@ use rustls::pki_types::CertificateDer;
 pub struct RequestHeader {
     authorities: Vec<CertificateDer<'static>>,
     allowed_names: Vec<String>,
-    /// Under which names the identity arrives.
     pub headers: IdentityHeaders,
 }
 
@@ -47,14 +46,12 @@ pub(crate) struct Trust {
 }
 
 impl Trust {
-    /// Whatever calls for it, the ConfigMap is not read more often than this.
-    const SHORTEST: Duration = Duration::from_secs(1);
-
     /// What the ConfigMap says now. All who call meanwhile share the next read, or go without it if they cannot wait.
     pub(crate) fn refreshed(&self, wait: bool) -> Option<Arc<RequestHeader>> {
         let called = Instant::now();
         let mut asked = if wait { lock(&self.asked) } else { self.asked.try_lock().ok()? };
-        let early = asked.map_or(Duration::ZERO, |at| Self::SHORTEST.saturating_sub(at.elapsed()));
+        // Whatever calls for it, the ConfigMap is not read more often than once a second.
+        let early = asked.map_or(Duration::ZERO, |at| Duration::from_secs(1).saturating_sub(at.elapsed()));
         if asked.is_none_or(|at| at < called) && (wait || early.is_zero()) {
             thread::sleep(early);
             *asked = Some(Instant::now());

@@ -112,7 +112,8 @@ impl Store {
     /// Takes in what an attempt that began at `now` to answer `selects` came to by `at`, and how many queries it took.
     pub(crate) fn done(&mut self, (question, selects): &Job, outcome: Outcome, cost: u64, at: Instant, now: u64) {
         // What is everybody's closes the way to Sysdig for all: a limit of the rate at once, other failures when they repeat.
-        let everybodys = outcome.as_ref().err().filter(|error| error.reason.is_everybodys());
+        let of_sysdig = |reason: Reason| reason.word().starts_with("backend-") && reason != Reason::BackendRejected;
+        let everybodys = outcome.as_ref().err().filter(|error| of_sysdig(error.reason));
         if cost > 0 {
             self.failures = everybodys.map_or(0, |_| self.failures + 1);
             self.closed = everybodys.and_then(|error| {

@@ -8,19 +8,17 @@ pub(crate) fn unix_now() -> u64 {
 }
 
 /// `2019-07-07T15:55:27Z`; later than the year 9999 is shown as its last second. The year starts in March here, so
-/// that the leap day ends it: "civil_from_days" in <https://howardhinnant.github.io/date_algorithms.html>.
+/// that the leap day ends it. Source: Neri and Schneider, <https://arxiv.org/abs/2102.06959>.
 pub(crate) fn rfc3339(unix_seconds: u64) -> String {
     let seconds = unix_seconds.min(253_402_300_799);
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    let days = seconds / 86_400 + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    // Four centuries have 146,097 days, four years 1,461, and five months from March on 153.
+    let days = 4 * (seconds / 86_400 + 719_468) + 3;
+    let (century, days) = (days / 146_097, 4 * (days % 146_097 / 4) + 3);
+    let (year, days) = (days / 1461, 5 * (days % 1461 / 4) + 461);
+    let (month, day) = (days / 153, days % 153 / 5 + 1);
+    let (month, later) = if month <= 12 { (month, 0) } else { (month - 12, 1) };
+    format!("{:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z", century * 100 + year + later)
 }
 
 /// The second of the day in `Sun, 06 Nov 1994 08:49:37 GMT`. Source: <https://www.rfc-editor.org/rfc/rfc9110#name-date>.

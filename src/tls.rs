@@ -21,9 +21,8 @@ pub fn sha256(text: &str) -> [u8; 32] {
 pub fn certificates(pem: impl AsRef<[u8]>) -> Result<Vec<CertificateDer<'static>>, String> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_ref()).collect();
     let found = found.map_err(|error| format!("broken PEM: {error}"))?;
-    for certificate in &found {
-        EndEntityCert::try_from(certificate).map_err(|error| format!("a broken certificate: {error}"))?;
-    }
+    let broken = found.iter().find_map(|certificate| EndEntityCert::try_from(certificate).err());
+    broken.map_or(Ok(()), |error| Err(format!("a broken certificate: {error}")))?;
     if found.is_empty() { Err("no PEM certificate".to_owned()) } else { Ok(found) }
 }
 
@@ -47,12 +46,11 @@ pub fn pem(label: &str, der: &[u8]) -> String {
 /// <https://www.rfc-editor.org/rfc/rfc4648#section-4>
 pub fn base64(bytes: impl AsRef<[u8]>) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let group = |group: &[u8]| -> String {
+    let digits = bytes.as_ref().chunks(3).flat_map(|group| {
         let bits = group.iter().fold(0, |bits, byte| bits << 8 | usize::from(*byte)) << (8 * (3 - group.len()));
-        let digit = |at: usize| ALPHABET.get(bits >> (18 - 6 * at) & 63).filter(|_| at <= group.len());
-        (0..4).map(|at| digit(at).map_or('=', |byte| char::from(*byte))).collect()
-    };
-    bytes.as_ref().chunks(3).map(group).collect()
+        (0..4).map(move |at| ALPHABET.get(bits >> (18 - 6 * at) & 63).filter(|_| at <= group.len()))
+    });
+    digits.map(|digit| digit.map_or('=', |byte| char::from(*byte))).collect()
 }
 
 /// The bytes that [`base64`] was made of; None for what it never makes.
