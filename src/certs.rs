@@ -41,7 +41,7 @@ impl Keeper {
 
     /// Looks after all of it once, and tells whether it is as it should be.
     pub(crate) fn keep(&self) -> bool {
-        let kept = changes::noted("serving certificate", self.round()).is_ok();
+        let kept = metrics::noted("serving certificate", self.round()).is_ok();
         self.serving.settled.store(true, Relaxed);
         kept
     }
@@ -85,16 +85,9 @@ impl Keeper {
 
     /// Makes an APIService of ours trust `authority` beside what it trusts, and gives the news its time if that was another.
     fn publish(&self, name: &str, authority: &str) -> Result<(), Error> {
-        let (path, what) = (format!("/apis/apiregistration.k8s.io/v1/apiservices/{name}"), format!("APIService {name}"));
-        let before = self.kube.call(Method::GET, &path, JSON, None, &what)?;
-        let text = |pointer: &str| before.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let (place, owner) = (text("/spec/service/namespace"), text("/spec/service/name"));
-        let ours = (place, owner) == (&self.namespace, &self.kube.config.service_name);
-        ensure!(ours, ForeignSlot, "{what} belongs to Service {place}/{owner} and is left alone");
-        let mend = r#"--type=json -p='[{"op":"remove","path":"/spec/insecureSkipTLSVerify"}]'"#;
-        let why = format!("does not verify the adapter's certificate; mend: kubectl patch apiservice {name} {mend}");
-        ensure!(before["spec"]["insecureSkipTLSVerify"] != true, ForeignSlot, "{what} {why}");
-        let old = decode_base64(text("/spec/caBundle")).and_then(|pem| certificates(pem).ok()).unwrap_or_default();
+        let (before, path, what) = slot(self.kube, &self.namespace, name)?;
+        let old = before["spec"]["caBundle"].as_str().and_then(decode_base64).and_then(|pem| certificates(pem).ok());
+        let old = old.unwrap_or_default();
         let ours = certificates(authority).map_err(|why| refusal!(Internal, "{why}"))?;
         if ours.iter().all(|certificate| old.contains(certificate)) {
             return Ok(());
@@ -107,6 +100,20 @@ impl Keeper {
         thread::sleep(if before.pointer("/spec/caBundle").is_some() { PUBLISH } else { Duration::ZERO });
         Ok(())
     }
+}
+
+/// An APIService, its path and what to call it. Errors: it is not ours, or does not verify what it reaches.
+pub(crate) fn slot(kube: &Kube, namespace: &str, name: &str) -> Result<(Value, String, String)> {
+    let (path, what) = (format!("/apis/apiregistration.k8s.io/v1/apiservices/{name}"), format!("APIService {name}"));
+    let found = kube.call(Method::GET, &path, JSON, None, &what)?;
+    let text = |pointer: &str| found.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let (place, owner) = (text("/spec/service/namespace"), text("/spec/service/name"));
+    let ours = (place, owner) == (namespace, kube.config.service_name.as_str());
+    ensure!(ours, ForeignSlot, "{what} belongs to Service {place}/{owner} and is left alone");
+    let mend = r#"--type=json -p='[{"op":"remove","path":"/spec/insecureSkipTLSVerify"}]'"#;
+    let why = format!("does not verify the adapter's certificate; mend: kubectl patch apiservice {name} {mend}");
+    ensure!(found["spec"]["insecureSkipTLSVerify"] != true, ForeignSlot, "{what} {why}");
+    Ok((found, path, what))
 }
 
 impl Kept {
@@ -155,10 +162,15 @@ impl Kept {
     }
 }
 
-/// Whether a third of so many days is left: without any authority a certificate is refused, but an expired one for that.
+/// When a certificate ends, in Unix seconds: without any authority it is refused, but once expired for that.
+pub(crate) fn end(chain: &[CertificateDer<'_>]) -> u64 {
+    let later = verified(chain, &[], webpki::KeyUsage::server_auth(), u64::MAX);
+    if let Err(webpki::Error::CertExpired { not_after, .. }) = later { not_after.as_secs() } else { 0 }
+}
+
+/// Whether a third of so many days is left.
 fn lasts(certificate: &[CertificateDer<'_>], days: u64, now: u64) -> bool {
-    let later = verified(certificate, &[], webpki::KeyUsage::server_auth(), now + days * DAY / 3);
-    !matches!(later, Err(webpki::Error::CertExpired { .. }))
+    now + days * DAY / 3 <= end(certificate)
 }
 
 /// Valid from an hour ago, for clocks that are late.

@@ -8,6 +8,7 @@ use ureq::http::{HeaderValue, Uri};
 
 const TOKEN: &str = "SDC_TOKEN";
 const ENDPOINT: &str = "https://HOST[:PORT][/PATH], as https://app.sysdigcloud.com (http:// for this machine only)";
+const ADDRESS: &str = "an address with a port, such as [::]:10250";
 const CLUSTER: &str = "the cluster's name as Sysdig Monitor shows it, without quotes or backslashes";
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -70,7 +71,9 @@ settings! { env:
     definitions: Option<PathBuf> = env.path("CONFIG_FILE");
     external: bool = env.one_of("EXTERNAL_METRICS", &["false", "true"]) == "true";
     /// None means `[::]:10250`, or `0.0.0.0:10250` without IPv6.
-    listen: Option<SocketAddr> = env.parse("LISTEN_ADDR", "an address with a port, such as [::]:10250", |it| it.parse().ok());
+    listen: Option<SocketAddr> = env.parse("LISTEN_ADDR", ADDRESS, |it| it.parse().ok());
+    /// Where the adapter's own metrics are served to anybody.
+    metrics: Option<SocketAddr> = env.parse("METRICS_ADDR", ADDRESS, |it| it.parse().ok());
     tls_files: Option<(PathBuf, PathBuf)> = {
         let (chain, key) = (env.path("TLS_CERT_FILE"), env.path("TLS_KEY_FILE"));
         let alone = chain.is_some() != key.is_some();

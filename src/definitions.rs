@@ -72,7 +72,7 @@ static NONE: LazyLock<(File, Definition)> = LazyLock::new(Default::default);
 
 /// The file in force, which stays for who still holds it when the next one comes, and what is wrong with the newest.
 #[derive(Debug, Default)]
-pub struct Definitions(Mutex<(Option<&'static File>, Option<String>)>);
+pub struct Definitions(pub(crate) Mutex<(Option<&'static File>, Option<String>)>);
 
 impl Definitions {
     /// Takes over the content of the file. Returns its hash. Errors: what is wrong with it; nothing else changes then.

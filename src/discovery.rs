@@ -118,8 +118,8 @@ mod tests {
     fn the_root_lists_what_is_served() {
         let expected = json!({ "paths": [
             "/apis", "/apis/custom.metrics.k8s.io", "/apis/custom.metrics.k8s.io/v1beta1",
-            "/apis/custom.metrics.k8s.io/v1beta2", "/healthz", "/livez", "/openapi/v2", "/openapi/v3",
-            "/readyz", "/version",
+            "/apis/custom.metrics.k8s.io/v1beta2", "/healthz", "/livez", "/metrics", "/openapi/v2",
+            "/openapi/v3", "/readyz", "/version",
         ] });
         assert_eq!(parsed(&document("/", false).unwrap()), expected);
         assert!(document("/", true).unwrap().contains("/apis/external.metrics.k8s.io/v1beta1"));

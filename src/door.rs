@@ -4,7 +4,7 @@
 //! answer and goes on: the inner server's pool cannot starve, and nothing can be smuggled behind a request.
 
 use crate::prelude::*;
-use crate::{connections::Ticket, head::Head, random, requestheader::RequestHeader, server};
+use crate::{handler, handler::Handler, head::Head, random, requestheader::RequestHeader};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use std::io::ErrorKind::{InvalidInput, UnexpectedEof, WouldBlock};
 use std::io::{self, BufRead, Read, Write};
@@ -18,6 +18,8 @@ const IDLE: Duration = Duration::from_secs(120);
 const INNER: Duration = Duration::from_secs(60);
 /// A verdict on a certificate is used again for so long on the same connection.
 const VERDICT: Duration = Duration::from_secs(1);
+/// How long a new connection waits for the end of one that was closed for it.
+const ENDING: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_millis(500);
 /// More than the largest head, so that whoever sent one reads why it was refused.
 const LINGER_BYTES: u64 = 2 * 1024 * 1024;
@@ -36,23 +38,7 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    pub(crate) fn serve(&'static self, listener: &TcpListener) {
-        let open = |stream: TcpStream| {
-            let stream = Arc::new(stream);
-            let Some(ticket) = self.connections.admit(&stream) else { return Ok(()) };
-            let work = move || self.connection(&stream, &ticket).unwrap_or_else(|error| log::debug!("connection: {error}"));
-            server::spawn("connection", work).inspect_err(|error| log::warn!("a connection was refused: {error}"))
-        };
-        for stream in listener.incoming() {
-            if let Err(error) = stream.and_then(open) {
-                // Out of file descriptors or threads, most likely: connections end all the time.
-                log::debug!("accept: {error}");
-                thread::sleep(Duration::from_millis(20));
-            }
-        }
-    }
-
-    fn connection(&self, stream: &TcpStream, ticket: &Ticket) -> io::Result<()> {
+    pub(crate) fn connection(&self, stream: &TcpStream, ticket: &Ticket) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let session = ServerConnection::new(self.tls.clone()).map_err(io::Error::other)?;
         let mut tls = StreamOwned::new(session, Timed { stream, deadline: Instant::now() + STEP });
@@ -84,6 +70,34 @@ impl Door {
     }
 }
 
+/// Gives each connection one of the `places`, and a thread that does `work` with it.
+pub(crate) fn accept(
+    listener: &TcpListener, places: &'static Connections,
+    work: impl Fn(&TcpStream, &Ticket) -> io::Result<()> + Copy + Send + 'static,
+) {
+    let open = |stream: TcpStream| {
+        let stream = Arc::new(stream);
+        let Some(ticket) = places.admit(&stream) else { return Ok(()) };
+        let work = move || work(&stream, &ticket).unwrap_or_else(|error| log::debug!("connection: {error}"));
+        handler::spawn("connection", work).inspect_err(|error| log::warn!("a connection was refused: {error}"))
+    };
+    for stream in listener.incoming() {
+        if let Err(error) = stream.and_then(open) {
+            // Out of file descriptors or threads, most likely: connections end all the time.
+            log::debug!("accept: {error}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Answers whatever is asked for in the clear: there is one thing here, and little time. HTTP/1.0 keeps no connection.
+pub(crate) fn scrape(stream: &TcpStream, handler: &Handler) -> io::Result<()> {
+    let mut plain = Timed { stream, deadline: Instant::now() + STEP };
+    let lines = io::BufReader::new(Read::take(&mut plain, HEAD_UNVERIFIED)).lines();
+    let complete = lines.map_while(Result::ok).any(|line| line.is_empty());
+    if complete { metrics::page(handler).raw_print(plain, (1, 0).into(), &[], false, None) } else { Ok(()) }
+}
+
 fn exchange(socket: &Path, request: &[u8]) -> io::Result<Vec<u8>> {
     let mut inner = UnixStream::connect(socket)?;
     inner.set_read_timeout(Some(INNER))?;
@@ -96,8 +110,11 @@ fn exchange(socket: &Path, request: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 fn encode(error: &Error) -> io::Result<Vec<u8>> {
-    let mut answer = Vec::new();
-    error.response().raw_print(&mut answer, (1, 1).into(), &[], false, None)?;
+    let (mut answer, response) = (Vec::new(), error.response());
+    let (code, reason) = (response.status_code().0, error.reason.word());
+    let labels = format!(r#"route="door",code="{code}",reason="{reason}",waited_for="Nothing""#);
+    metrics::add("request_duration_seconds", labels, 0.0);
+    response.raw_print(&mut answer, (1, 1).into(), &[], false, None)?;
     Ok(answer)
 }
 
@@ -191,6 +208,80 @@ impl Peer<'_> {
     }
 }
 
+/// The live connections: how many there may be, who makes room for whom, and the end of them all.
+#[derive(Default)]
+pub(crate) struct Connections {
+    pub(crate) places: usize,
+    /// In the order they came.
+    pub(crate) live: Mutex<BTreeMap<u64, Entry>>,
+    pub(crate) gone: Condvar,
+    /// Set by a signal to end: answers are the last of their connections; see [`Self::close_idle`].
+    pub(crate) draining: Arc<AtomicBool>,
+}
+
+pub(crate) struct Entry {
+    stream: Arc<TcpStream>,
+    pub(crate) verified: bool,
+    pub(crate) busy: bool,
+    /// To make room; its thread still ends.
+    closed: bool,
+}
+
+/// A connection's place; given back when dropped.
+pub(crate) struct Ticket(&'static Connections, u64);
+
+impl Connections {
+    /// Takes a place. When all are taken, the oldest connection that proved nothing is closed for the new one: nobody
+    /// can be kept out by silent peers. None if only verified peers hold them, or too many that were closed do not end.
+    pub(crate) fn admit(&'static self, stream: &Arc<TcpStream>) -> Option<Ticket> {
+        let mut live = lock(&self.live);
+        // The other places are for connections that were closed and whose threads still end.
+        let usable = self.places - (self.places / 4).max(1);
+        if live.values().filter(|entry| !entry.closed).count() >= usable {
+            let oldest = live.values_mut().find(|entry| !entry.verified && !entry.closed)?;
+            let _ = oldest.stream.shutdown(Shutdown::Both);
+            oldest.closed = true;
+        }
+        let room = self.gone.wait_timeout_while(live, ENDING, |live| live.len() >= self.places);
+        let (mut live, patience) = room.unwrap_or_else(PoisonError::into_inner);
+        if patience.timed_out() {
+            return None;
+        }
+        let id = live.last_key_value().map_or(0, |(last, _)| last + 1);
+        live.insert(id, Entry { stream: stream.clone(), verified: false, busy: false, closed: false });
+        Some(Ticket(self, id))
+    }
+
+    /// Whether places are scarce, such that nobody unknown should hold one for long.
+    pub(crate) fn crowded(&self) -> bool {
+        lock(&self.live).len() > self.places / 4
+    }
+
+    /// Closes what waits for a request, and waits for what is being answered. True if no connection is left.
+    pub(crate) fn close_idle(&self, patience: Duration) -> bool {
+        let live = lock(&self.live);
+        live.values().filter(|entry| !entry.busy).for_each(|entry| drop(entry.stream.shutdown(Shutdown::Read)));
+        let ended = self.gone.wait_timeout_while(live, patience, |live| !live.is_empty());
+        ended.unwrap_or_else(PoisonError::into_inner).0.is_empty()
+    }
+}
+
+impl Ticket {
+    /// Notes whether the peer proved who it is, and whether a request of it is being worked on.
+    pub(crate) fn set(&self, verified: bool, busy: bool) {
+        if let Some(entry) = lock(&self.0.live).get_mut(&self.1) {
+            (entry.verified, entry.busy) = (verified, busy);
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        lock(&self.0.live).remove(&self.1);
+        self.0.gone.notify_all();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -237,7 +328,7 @@ mod tests {
         });
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        thread::spawn(move || door.serve(&listener));
+        thread::spawn(move || accept(&listener, door.connections, |stream, ticket| door.connection(stream, ticket)));
         let mut roots = rustls::RootCertStore::empty();
         roots.add(made.cert.der().clone()).unwrap();
         let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -264,5 +355,67 @@ mod tests {
         let count = |text: &str| (text.matches("HTTP/1.1 204").count(), text.matches("Connection: close").count());
         assert_eq!(count(&answers(Duration::from_secs(600))), (3, 1), "the client closes it");
         assert_eq!(count(&answers(Duration::ZERO)), (1, 1), "the door closes it");
+    }
+}
+
+#[cfg(test)]
+mod places {
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    use super::*;
+
+    struct Pair {
+        near: Arc<TcpStream>,
+        far: TcpStream,
+    }
+
+    fn pair() -> Pair {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Pair { near: Arc::new(listener.accept().unwrap().0), far }
+    }
+
+    fn is_closed(pair: &mut Pair) -> bool {
+        pair.far.set_nonblocking(true).unwrap();
+        !matches!(pair.far.read(&mut [0]), Err(error) if error.kind() == WouldBlock)
+    }
+
+    #[test]
+    fn a_new_connection_takes_the_place_of_the_oldest_that_proved_nothing() {
+        let connections = forever(Connections { places: 4, ..Connections::default() });
+        let mut pairs: Vec<Pair> = (0..5).map(|_| pair()).collect();
+        let mut tickets: Vec<Option<Ticket>> = pairs.iter().take(3).map(|pair| connections.admit(&pair.near)).collect();
+        tickets[0].as_ref().unwrap().set(true, false);
+        tickets.push(connections.admit(&pairs[3].near));
+        assert!(tickets[3].is_some());
+        assert_eq!([0, 1, 2].map(|at| is_closed(&mut pairs[at])), [false, true, false]);
+        assert!(connections.admit(&pairs[4].near).is_none(), "what was closed keeps its place until it ends");
+        assert!(is_closed(&mut pairs[2]) && connections.crowded());
+        drop(tickets.drain(1..3));
+        tickets.push(connections.admit(&pairs[2].near));
+        tickets.iter().flatten().for_each(|ticket| ticket.set(true, false));
+        assert!(connections.admit(&pairs[4].near).is_none(), "verified connections are never closed for a new one");
+        tickets.remove(0);
+        assert!(connections.admit(&pairs[4].near).is_some());
+    }
+
+    #[test]
+    fn draining_closes_what_is_idle_and_waits_for_what_is_not() {
+        let connections = forever(Connections { places: 3, ..Connections::default() });
+        let (mut idle, busy) = (pair(), pair());
+        let tickets = [connections.admit(&idle.near).unwrap(), connections.admit(&busy.near).unwrap()];
+        tickets[1].set(false, true);
+        connections.draining.store(true, Relaxed);
+        assert!(connections.draining.load(Relaxed));
+        assert!(!connections.close_idle(Duration::ZERO));
+        assert_eq!((&*idle.near).read(&mut [0]).unwrap(), 0, "the idle connection reads its end");
+        let [first, second] = tickets;
+        drop(first);
+        assert!(!connections.close_idle(Duration::ZERO));
+        drop(second);
+        assert!(connections.close_idle(Duration::ZERO));
+        assert!(!is_closed(&mut idle), "closing is up to the connection's own thread");
     }
 }

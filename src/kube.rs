@@ -4,6 +4,8 @@
 use crate::prelude::*;
 use crate::{requestheader::RequestHeader, sysdig::remark, tls::agent, tls::certificates, tls::exchange, tls::explain};
 
+/// Restores roles, and APIServices.
+pub(crate) const ROLES: &str = "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml";
 /// Less than a reader waits, who is told then that it was not Sysdig.
 const TIMEOUT: Duration = Duration::from_secs(4);
 /// How long an object is known to be there, which there are and how many of their pods are Ready, and that one is not.
@@ -105,28 +107,30 @@ impl Kube {
     /// One call whose answer is an object. `what` names its subject for the reader of an error.
     /// Errors: [`Reason::ObjectNotFound`], [`Reason::KubernetesForbidden`] or [`Reason::KubernetesUnavailable`].
     pub fn call(&self, method: Method, path: &str, accept: &str, body: Option<&Value>, what: &str) -> Result<Value> {
-        let missing = "KUBERNETES_SERVICE_HOST is not set; the adapter runs in a pod with a service account";
-        let base = self.config.kubernetes.as_ref().ok_or_else(|| unavailable(missing))?;
-        let token = String::from_utf8(self.file("token")?).ok().and_then(|text| Secret::new(text.trim()));
-        let token = token.ok_or_else(|| unavailable("the service account directory holds no usable token"))?;
-        let kind = if method == Method::PATCH { "application/merge-patch+json" } else { JSON };
-        let (url, body) = (format!("{base}{path}"), body.map(Value::to_string).unwrap_or_default());
-        let sent = exchange(&self.agent()?, method, &url, &token, [accept, kind], body);
-        let sent = sent.and_then(|answer| Ok((answer.status().as_u16(), answer.into_body()?)));
-        let (status, answer) = sent.map_err(|error| unavailable(&explain(&error)))?;
-        let says = || remark(&answer, &token);
-        let mend =
-            "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles (of custom resources: docs/definitions.md)";
-        Err(match status {
-            200 | 201 => return serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON")),
-            400 if accept == METADATA && !path.contains("labelSelector=&") => {
-                refusal!(InvalidRequest, "the Kubernetes API does not understand the labelSelector: {}", says())
-            }
-            401 => unavailable("it does not accept the service account token (401)"),
-            403 => refusal!(KubernetesForbidden, "the adapter lacks a permission for {what}, {mend} ({})", says()),
-            409 => refusal!(KubernetesConflict, "{what} was changed by others meanwhile"),
-            404 => refusal!(ObjectNotFound, "{what} does not exist"),
-            other => unavailable(&format!("it answers {other}: {}", says())),
+        metrics::timed("kubernetes_call_duration_seconds", "", || {
+            let missing = "KUBERNETES_SERVICE_HOST is not set; the adapter runs in a pod with a service account";
+            let base = self.config.kubernetes.as_ref().ok_or_else(|| unavailable(missing))?;
+            let token = String::from_utf8(self.file("token")?).ok().and_then(|text| Secret::new(text.trim()));
+            let token = token.ok_or_else(|| unavailable("the service account directory holds no usable token"))?;
+            let kind = if method == Method::PATCH { "application/merge-patch+json" } else { JSON };
+            let (url, body) = (format!("{base}{path}"), body.map(Value::to_string).unwrap_or_default());
+            let sent = exchange(&self.agent()?, method, &url, &token, [accept, kind], body);
+            let sent = sent.and_then(|answer| Ok((answer.status().as_u16(), answer.into_body()?)));
+            let (status, answer) = sent.map_err(|error| unavailable(&explain(&error)))?;
+            let says = || remark(&answer, &token);
+            let mend =
+                "restores its roles (of custom resources: docs/definitions.md; of explain: manifests/components/doctor-rbac)";
+            Err(match status {
+                200 | 201 => return serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON")),
+                400 if accept == METADATA && !path.contains("labelSelector=&") => {
+                    refusal!(InvalidRequest, "the Kubernetes API does not understand the labelSelector: {}", says())
+                }
+                401 => unavailable("it does not accept the service account token (401)"),
+                403 => refusal!(KubernetesForbidden, "the adapter lacks a permission for {what}, {ROLES} {mend} ({})", says()),
+                409 => refusal!(KubernetesConflict, "{what} was changed by others meanwhile"),
+                404 => refusal!(ObjectNotFound, "{what} does not exist"),
+                other => unavailable(&format!("it answers {other}: {}", says())),
+            })
         })
     }
 
@@ -154,7 +158,7 @@ pub(crate) fn named(resource: &Resource, namespace: &str, name: &str) -> String 
     format!("{} {name}{place}", resource.kind)
 }
 
-fn path(Resource { plural, api_version, .. }: &Resource, namespace: &str, rest: &str) -> String {
+pub(crate) fn path(Resource { plural, api_version, .. }: &Resource, namespace: &str, rest: &str) -> String {
     let base = if api_version.contains('/') { "/apis" } else { "/api" };
     let place = if namespace.is_empty() { String::new() } else { format!("/namespaces/{namespace}") };
     format!("{base}/{api_version}{place}/{plural}{rest}")

@@ -1,5 +1,8 @@
-//! The `sysdig-metrics-adapter` program; its settings are environment variables, see README.md.
+//! The `sysdig-metrics-adapter` program: the server, or a command; its settings are environment variables, see README.md.
+
+use sysdig_metrics_adapter::{commands, run};
 
 fn main() -> std::process::ExitCode {
-    sysdig_metrics_adapter::run::run()
+    let arguments: Vec<String> = std::env::args_os().skip(1).map(|it| it.to_string_lossy().into_owned()).collect();
+    if arguments.is_empty() { run::run() } else { commands::run(&arguments) }
 }

@@ -131,7 +131,7 @@ pub(crate) fn series(question: &Question) -> Result<(String, &'static str)> {
 }
 
 /// The query about the objects `within` these requirements.
-fn query(question: &Question, within: &[Requirement], lag: u64) -> Result<String> {
+pub(crate) fn query(question: &Question, within: &[Requirement], lag: u64) -> Result<String> {
     let Tuning { time, group, window } = question.tuning;
     let (name, kind) = series(question)?;
     let matching = matchers(&[within, &question.labels].concat());

@@ -1,15 +1,16 @@
 //! From a typed question to a value, with one query to Sysdig for all objects that are asked about.
 //! An error makes an autoscaler hold; a false zero scales production down: nothing becomes zero without proof.
 
+use crate::handler::{Handler, Stop, WAIT, guarded};
 use crate::prelude::*;
 use crate::store::{Job, Outcome, Plan, Store};
-use crate::{data, handler::Handler, handler::Stop, handler::WAIT, promql, server::guarded, sysdig::QUERIES, sysdig::window_end};
+use crate::{data, promql, sysdig::QUERIES, sysdig::window_end};
 use std::cell::LazyCell;
 
 const KUBERNETES: &str = "Kubernetes API";
 const SYSDIG: &str = "Sysdig";
 /// A first ask waits so long for its answer; the query goes on for the next asker.
-const DEADLINE: Duration = Duration::from_secs(5);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 /// With objects in more namespaces than this, one list of the whole cluster takes the place of one for each.
 const MOST_LISTS: usize = 3;
 
@@ -19,12 +20,12 @@ pub(crate) type Item = (String, Quantity, u64);
 impl Handler {
     /// The values at `now` (Unix seconds), for `*` those to be trusted, and the seconds of samples that each sums up.
     /// Errors: There is none and the reason says why, or [`WAIT`].
-    pub(crate) fn read(&self, read: &Read, wait: bool, now: u64) -> Result<(Vec<Item>, u64), Stop> {
+    pub(crate) fn read(&self, read: &Read, wait: Duration, now: u64) -> Result<(Vec<Item>, u64), Stop> {
         let plan = self.plan(read)?;
         let window = plan.0.tuning.window;
         let mut store = lock(&self.store);
         let known = store.known(&plan, Instant::now(), now);
-        if known.is_some() || !wait {
+        if known.is_some() || wait.is_zero() {
             return Ok((known.ok_or(WAIT)??, window));
         }
         self.sysdig.check_configured()?;
@@ -32,12 +33,12 @@ impl Handler {
         self.news.notify_all();
         let answer = |store: &Store| store.answer(&plan, before, Instant::now(), now);
         let pending = |store: &mut Store| answer(store).is_none();
-        let store = self.news.wait_timeout_while(store, DEADLINE, pending).unwrap_or_else(PoisonError::into_inner).0;
-        let slow = || refusal!(BackendTimeout, "no answer of Sysdig within {DEADLINE:?}; the query goes on: ask again");
+        let store = self.news.wait_timeout_while(store, wait, pending).unwrap_or_else(PoisonError::into_inner).0;
+        let slow = || refusal!(BackendTimeout, "no answer of Sysdig within {wait:?}; the query goes on: ask again");
         Ok((answer(&store).ok_or_else(slow)??, window))
     }
 
-    fn plan(&self, read: &Read) -> Result<Plan> {
+    pub(crate) fn plan(&self, read: &Read) -> Result<Plan> {
         let defined = self.definitions.find(&read.metric)?;
         // The autoscaler's settings win; the labels of both must hold.
         let (labels, mut tuning) = settle(&[&*defined.selector, &*read.selector].concat());
@@ -83,6 +84,8 @@ impl Handler {
         let wide = selects.iter().map(|select| &select.namespace).collect::<BTreeSet<_>>().len() > MOST_LISTS;
         let objects: Vec<_> = selects.iter().map(|it| noted(KUBERNETES, self.objects(it, question.resource, wide))).collect();
         let scope: Scope = objects.iter().flatten().flatten().cloned().unzip();
+        let few: Vec<_> = scope.1.iter().take(10).map(String::as_str).collect();
+        log::debug!("objects: {} {}: {}", scope.1.len(), question.resource.plural, few.join(", "));
         let rows = if scope.1.is_empty() { Rows::new() } else { noted(SYSDIG, self.sysdig.rows(question, &scope, now))? };
         // The pods that Sysdig sees, of all objects, once they are asked for.
         let pods = LazyCell::new(|| noted(SYSDIG, data::pods(self.sysdig, question, &scope, window_end(now))));
@@ -145,7 +148,7 @@ impl Handler {
 fn noted<T>(asked: &'static str, result: Result<T>) -> Result<T> {
     let callers = [Reason::ObjectNotFound, Reason::PartlySeen, Reason::InvalidRequest, Reason::BackendRejected];
     let theirs = result.as_ref().is_err_and(|error| callers.contains(&error.reason));
-    if theirs { result } else { changes::noted(asked, result) }
+    if theirs { result } else { metrics::noted(asked, result) }
 }
 
 /// The values of a reading: those of its objects that have one, or that of a Service out of its pods'.

@@ -55,7 +55,7 @@ impl Trust {
         if asked.is_none_or(|at| at < called) && (wait || early.is_zero()) {
             thread::sleep(early);
             *asked = Some(Instant::now());
-            if let Ok(found) = changes::noted("request header configuration", self.kube.request_header()) {
+            if let Ok(found) = metrics::noted("request header configuration", self.kube.request_header()) {
                 *lock(&self.current) = Some(Arc::new(found));
             }
         }

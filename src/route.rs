@@ -106,6 +106,7 @@ pub enum Route {
     Read(Box<Read>),
     /// `/apis/GROUP/VERSION`
     Resources(Api),
+    Metrics,
 }
 
 impl Resource {
@@ -117,6 +118,11 @@ impl Resource {
     /// Whether an object of it tells how many of its pods are Ready.
     pub fn counts_pods(&self) -> bool {
         *self == Self::SERVICES || !self.workload_type.is_empty()
+    }
+
+    /// Empty for Kubernetes' first.
+    pub fn group(&self) -> &'static str {
+        self.api_version.rsplit_once('/').map_or("", |(group, _)| group)
     }
 
     /// `pods`, `deployments.apps`
@@ -162,6 +168,7 @@ pub fn route(method: &str, target: &str, external: bool, custom: &'static [Resou
     let verbose = || query.iter().any(|(key, _)| key == "verbose");
     let found = match *segments.iter().map(String::as_str).collect::<Vec<_>>() {
         [name @ ("healthz" | "livez" | "readyz" | "version")] => Some(Route::Open(name.to_owned(), verbose())),
+        ["metrics"] => Some(Route::Metrics),
         ["apis", group, version] => api(group, version).map(Route::Resources),
         ["apis", group, version, ref rest @ ..] => api(group, version).map_or(Ok(None), |api| read(api, rest, custom, &query))?,
         _ => discovery::document(&format!("/{}", segments.join("/")), external).map(Route::Document),

@@ -2,12 +2,12 @@
 
 use crate::prelude::*;
 use crate::tls::{certified_key, server_config};
-use crate::{auth::Auth, certs::Keeper, definitions::Definitions, door::Door, handler::Handler, random, server, store::Store};
+use crate::{certs::Keeper, door, door::Door, handler, handler::Handler, random};
 use signal_hook::{consts, flag};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::{env, error, fs, io::Write, os::unix::fs::DirBuilderExt, path::Path, path::PathBuf, process::ExitCode};
 
-const NAME: &str = concat!("sysdig-metrics-adapter ", env!("CARGO_PKG_VERSION"));
+pub(crate) const NAME: &str = concat!("sysdig-metrics-adapter ", env!("CARGO_PKG_VERSION"));
 const PORT: u16 = 10250;
 /// Kubernetes goes on sending requests to an ending pod until every node knows that it ends.
 const GRACE: Duration = Duration::from_secs(5);
@@ -20,16 +20,11 @@ const MOST_CONNECTIONS: usize = 512;
 
 type Failure = Box<dyn error::Error>;
 
-/// Runs the adapter until it is told to end. 2 means that a setting is wrong, or an argument, 1 that the start failed.
+/// Runs the adapter until it is told to end. 2 means that a setting is wrong, 1 that the start failed.
 pub fn run() -> ExitCode {
     let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
     log.format(|out, record| writeln!(out, "{} {} {}", rfc3339(unix_now()), record.level(), visible(&record.args().to_string())));
     log.init();
-    if env::args_os().len() > 1 {
-        log::error!("{NAME} takes no arguments: its settings are environment variables, see README.md");
-        return ExitCode::from(2);
-    }
-    let variable = |name: &str| Some(env::var_os(name)?.into_string().map_err(|_| "is not UTF-8".to_owned()));
     let done = Config::read(variable).map(forever).map_err(|mistakes| (2, mistakes)).and_then(|config| {
         let sysdig = Sysdig::new(config).map_err(|mistake| (2, vec![mistake]))?;
         let done = with_sockets(&config.socket_dir, |sockets| work(config, sysdig, sockets));
@@ -40,8 +35,13 @@ pub fn run() -> ExitCode {
     ExitCode::from(code)
 }
 
+/// An environment variable. Errors: It is not UTF-8.
+pub(crate) fn variable(name: &str) -> Option<Result<String, String>> {
+    Some(env::var_os(name)?.into_string().map_err(|_| "is not UTF-8".to_owned()))
+}
+
 /// Control characters are escaped, so that nothing from outside can start a line of its own.
-fn visible(text: &str) -> String {
+pub(crate) fn visible(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
@@ -56,23 +56,26 @@ fn with_sockets(parent: &Path, work: impl FnOnce(&Path) -> Result<(), Failure>) 
 
 fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), Failure> {
     let places = capacity(&fs::read_to_string("/proc/self/limits").unwrap_or_default());
-    let connections = forever(Connections { places, ..Connections::default() });
+    let handler = Handler::new(config, sysdig, places);
+    let Handler { sysdig, trust, connections, .. } = handler;
     for signal in [consts::SIGTERM, consts::SIGINT] {
         // A second signal ends at once.
         flag::register_conditional_shutdown(signal, 1, connections.draining.clone())?;
         flag::register(signal, connections.draining.clone())?;
     }
-    let (kube, sysdig) = (forever(Kube::new(config)), forever(sysdig));
-    let (auth, serving, store) = (Auth::start(kube), serve_certificate(config, kube)?, Mutex::new(Store::new(config)));
-    let trust = forever(Trust { kube, current: Mutex::default(), asked: Mutex::default() });
-    let (resources, definitions, news) = (Default::default(), Definitions::default(), Condvar::new());
-    let handler =
-        forever(Handler { auth, kube, sysdig, definitions, store, news, trust, serving, connections, config, resources });
+    serve_certificate(handler)?;
     handler.list(None);
 
     let (front_proxy, direct) = (sockets.join("front-proxy"), sockets.join("direct"));
-    server::start(handler, [(true, &front_proxy), (false, &direct)])?;
-    server::crew("refresh", config.max_concurrent, || iter::repeat_with(|| handler.refresh()).for_each(drop))?;
+    handler::start(handler, [(true, &front_proxy), (false, &direct)])?;
+    handler::crew("refresh", config.max_concurrent, || iter::repeat_with(|| handler.refresh()).for_each(drop))?;
+    if let Some(address) = config.metrics {
+        let listener = TcpListener::bind(address).map_err(|error| format!("METRICS_ADDR: {address}: {error}"))?;
+        log::info!("metrics on {}", listener.local_addr()?);
+        // Few at a time, of which the newest comes before the oldest.
+        let places = forever(Connections { places: 8, ..Connections::default() });
+        thread::spawn(move || door::accept(&listener, places, |stream, _| door::scrape(stream, handler)));
+    }
     if config.insecure_skip_verify {
         log::warn!("SDC_INSECURE_SKIP_VERIFY: whoever sits between the adapter and Sysdig gets the API token");
     }
@@ -91,7 +94,7 @@ fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), F
     every([600, 30], move || {
         let found = sysdig.catalogue().map(|metrics| handler.list(Some(metrics)));
         let configured = found.as_ref().err().is_none_or(|error| error.reason != Reason::NotConfigured);
-        configured && changes::noted("metric catalogue", found).is_ok()
+        configured && metrics::noted("metric catalogue", found).is_ok()
     });
 
     // The second is for nodes without IPv6.
@@ -101,7 +104,7 @@ fn work(config: &'static Config, sysdig: Sysdig, sockets: &Path) -> Result<(), F
     log::info!("{NAME} listening on {}", listener.local_addr()?);
     let tls = server_config(handler.serving.clone(), config.tls13_only)?;
     let door = forever(Door { connections, tls, trust, front_proxy, direct, age: Duration::from_secs(600) });
-    thread::spawn(move || door.serve(&listener));
+    thread::spawn(move || door::accept(&listener, connections, |stream, ticket| door.connection(stream, ticket)));
 
     while !connections.draining.load(Relaxed) {
         thread::park_timeout(Duration::from_millis(50));
@@ -135,26 +138,24 @@ fn follow<const N: usize>(files: [&'static PathBuf; N], apply: impl Fn([Result<V
 }
 
 /// The serving certificate: from files, which are followed, or kept by [`Keeper`].
-fn serve_certificate(config: &'static Config, kube: &'static Kube) -> Result<Arc<Serving>, String> {
-    let serving = Arc::new(Serving::default());
-    let served = serving.clone();
+fn serve_certificate(Handler { config, kube, serving, .. }: &'static Handler) -> Result<(), String> {
     if let Some((file, key_file)) = &config.tls_files {
         follow([file, key_file], move |[chain, key]| {
             let key = key.map_err(|mistake| format!("TLS_KEY_FILE: {mistake}"));
             let pair = chain.and_then(|chain| certified_key(chain, key?));
             let pair = pair.map_err(|mistake| refusal!(NotConfigured, "{} is not used: {mistake}", file.display()));
-            if let Ok(pair) = changes::noted("serving certificate", pair) {
-                *lock(&served.key) = Some(pair);
-                served.settled.store(true, Relaxed);
+            if let Ok(pair) = metrics::noted("serving certificate", pair) {
+                *lock(&serving.key) = Some(pair);
+                serving.settled.store(true, Relaxed);
                 log::info!("serving certificate {} is in use", file.display());
             }
         });
     } else {
-        let keeper = Keeper { kube, serving: served, namespace: kube.own_namespace() };
+        let keeper = Keeper { kube, serving: serving.clone(), namespace: kube.own_namespace() };
         keeper.start()?;
         every([60, 5], move || keeper.keep());
     }
-    Ok(serving)
+    Ok(())
 }
 
 /// How many connections fit below the limit of open files, as /proc/self/limits tells it.

@@ -68,15 +68,20 @@ impl Store {
 
     /// Notes that somebody waits for an answer. Returns when there was one. Errors: there is no room.
     pub(crate) fn want(&mut self, (question, select, _): &Plan, at: Instant) -> Result<Option<Instant>> {
-        let asks = |batches: &BTreeMap<Question, Batch>| batches.values().map(|batch| batch.asks.len()).sum::<usize>();
-        if self.batches.len() >= MOST_QUESTIONS || asks(&self.batches) >= MOST_ASKS {
+        let (questions, readings) = self.sizes();
+        if questions >= MOST_QUESTIONS || readings >= MOST_ASKS {
             self.forget(at, |ask| !ask.again);
         }
-        ensure!(asks(&self.batches) < MOST_ASKS, Overloaded, "more metrics are asked for than the adapter keeps ({MOST_ASKS})");
+        ensure!(self.sizes().1 < MOST_ASKS, Overloaded, "more metrics are asked for than the adapter keeps ({MOST_ASKS})");
         let ask = self.batches.entry(question.clone()).or_default().asks.entry(select.clone()).or_default();
         ask.again |= ask.last.is_some() && !self.config.refresh_interval.is_zero();
         (ask.last, ask.waiting) = (Some(at), true);
         Ok(ask.answered)
+    }
+
+    /// How many questions there are, and how many readings they answer.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.batches.len(), self.batches.values().map(|batch| batch.asks.len()).sum())
     }
 
     /// What somebody waited for since there was an answer `before`, or why Sysdig is not asked just now.

@@ -1,7 +1,8 @@
 //! Sysdig Monitor: which of its APIs answers a question, and all that both have in common.
 
 use crate::prelude::*;
-use crate::{data, promql, timestamp::second_of_day, tls::agent, tls::certificates, tls::exchange, tls::explain};
+use crate::tls::{agent, certificates, exchange, explain};
+use crate::{api::second_of_day, data, promql, route::percent_decode};
 use serde::de::DeserializeOwned;
 use std::{cell::Cell, fs, path::PathBuf, sync::atomic::AtomicU64};
 
@@ -80,7 +81,7 @@ pub struct Sysdig {
     /// Seconds by which samples arrive late, as PromQL shows it.
     pub(crate) lag: AtomicU64,
     /// The minute since 1970 of the last query, and how many there were in it.
-    queries: Mutex<(u64, u64)>,
+    pub(crate) queries: Mutex<(u64, u64)>,
     /// Whether a metric is collected in the cluster, and until when that is known.
     collected: Mutex<BTreeMap<String, (bool, u64)>>,
 }
@@ -151,26 +152,31 @@ impl Sysdig {
     pub(crate) fn ask<T: DeserializeOwned>(&self, path: &str, kind: &str, body: String) -> Result<T, Error> {
         let token = self.token()?;
         self.count_query(unix_now())?;
-        log::debug!("Sysdig is asked: {path} {body}");
-        let (url, method) = (format!("{}{path}", self.config.endpoint), if body.is_empty() { Method::GET } else { Method::POST });
-        let sent = exchange(&self.agent, method, &url, &token, [JSON, kind], body);
-        let (head, answer) = sent.map_err(|error| self.failed(&error, false))?.into_parts();
-        let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
-        if let Some(theirs) = header("Date").and_then(second_of_day) {
-            let (ours, half) = ((unix_now() % 86_400).cast_signed(), 43_200);
-            let skew = (theirs - ours + half).rem_euclid(2 * half) - half;
-            let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
-            let _ = changes::noted("clock", if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) });
-        }
-        if head.status != 200 {
-            let retry_after = header("Retry-After").and_then(|text| text.parse().ok());
-            return Err(Error { retry_after, ..self.refused(head.status.as_u16(), &answer.unwrap_or_default(), &token) });
-        }
-        let answer = answer.map_err(|error| self.failed(&error, true))?;
-        let shown = String::from_utf8_lossy(answer.get(..4096).unwrap_or(&answer));
-        log::debug!("Sysdig answers: {}", shown.replace(token.expose(), "(hidden)"));
-        let mistake = |error| refusal!(BackendInvalidAnswer, "{UNUSABLE}: it is not the JSON expected: {error}");
-        serde_json::from_slice(&answer).map_err(mistake)
+        let api = if path.starts_with("/api/") { "api=\"data\"," } else { "api=\"promql\"," };
+        metrics::timed("sysdig_query_duration_seconds", api, || {
+            let asked = format!("{path} {body}");
+            log::debug!("Sysdig is asked: {}", percent_decode(&asked).as_ref().unwrap_or(&asked));
+            let (url, method) =
+                (format!("{}{path}", self.config.endpoint), if body.is_empty() { Method::GET } else { Method::POST });
+            let sent = exchange(&self.agent, method, &url, &token, [JSON, kind], body);
+            let (head, answer) = sent.map_err(|error| self.failed(&error, false))?.into_parts();
+            let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
+            if let Some(theirs) = header("Date").and_then(second_of_day) {
+                let (ours, half) = ((unix_now() % 86_400).cast_signed(), 43_200);
+                let skew = (theirs - ours + half).rem_euclid(2 * half) - half;
+                let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
+                let _ = metrics::noted("clock", if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) });
+            }
+            if head.status != 200 {
+                let retry_after = header("Retry-After").and_then(|text| text.parse().ok());
+                return Err(Error { retry_after, ..self.refused(head.status.as_u16(), &answer.unwrap_or_default(), &token) });
+            }
+            let answer = answer.map_err(|error| self.failed(&error, true))?;
+            let shown = String::from_utf8_lossy(answer.get(..4096).unwrap_or(&answer));
+            log::debug!("Sysdig answers: {}", shown.replace(token.expose(), "(hidden)"));
+            let mistake = |at| refusal!(BackendInvalidAnswer, "{UNUSABLE}: it is not the JSON expected, line and column {at:?}");
+            serde_json::from_slice(&answer).map_err(|error| mistake((error.line(), error.column())))
+        })
     }
 
     fn token(&self) -> Result<Secret, Error> {

@@ -188,6 +188,16 @@ const COMMANDS: &[(&str, How)] = &[
     ("docker ", NO_REGISTRY),
     ("kind load ", NO_REGISTRY),
     ("kubectl get --raw", How::Run(PLANE, "\"get\", \"--raw\"")),
+    ("kubectl get hpa kuard -o json | kubectl exec -i", How::Run("tests/commands.rs", "[\"explain\", \"-\"]")),
+    ("kubectl get hpa -A -o json | sysdig-metrics-adapter check", How::Run("tests/commands.rs", "[\"check\"]")),
+    (
+        "kubectl exec -n custom-metrics deployment/custom-metrics-apiserver -- /sysdig-metrics-adapter explain ",
+        How::Run("tests/commands.rs", "[\"explain\", \"default/kuard\"]"),
+    ),
+    (
+        "kubectl exec -n custom-metrics deployment/custom-metrics-apiserver -- /sysdig-metrics-adapter doctor",
+        How::Run("tests/commands.rs", "[\"doctor\"]"),
+    ),
     ("kubectl get hpa kuard-autoscaler", How::Run("tests/control_plane/load.rs", "\"get\", \"hpa\", \"kuard-autoscaler\"")),
     ("kubectl get hpa", How::Run("tests/control_plane/load.rs", "\"get\", \"hpa\"")),
     ("kubectl get namespace ", How::Run(PLANE, "\"get\", \"namespace\"")),
