@@ -1,4 +1,4 @@
-//! What goes over the wire: responses, and the MetricValueList of both versions.
+//! What goes over the wire: responses, the MetricValueList of both versions, and times.
 //! Source: <https://github.com/kubernetes/metrics/tree/master/pkg/apis>.
 
 use crate::prelude::*;
@@ -7,46 +7,57 @@ use crate::{readings::Item, selector::label_selector};
 pub(crate) const JSON: &str = "application/json";
 
 /// An HTTP answer, ready to send.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Response {
-    pub(crate) status: u16,
-    pub(crate) headers: Vec<(&'static str, String)>,
-    pub(crate) body: Vec<u8>,
-}
+pub(crate) type Response = tiny_http::Response<std::io::Cursor<Vec<u8>>>;
 
-impl Response {
-    pub(crate) fn json(status: u16, body: &Value) -> Self {
-        Self::bytes(status, JSON, body.to_string().into_bytes())
-    }
-
-    pub(crate) fn bytes(status: u16, content_type: &str, body: Vec<u8>) -> Self {
-        Self { status, headers: vec![("Content-Type", content_type.to_owned())], body }
-    }
+/// An answer with `more` headers than every answer has.
+pub(crate) fn response(status: u16, content_type: &str, body: impl Into<Vec<u8>>, more: &[(&str, &str)]) -> Response {
+    let bare = Response::from_data(body).with_status_code(status).with_chunked_threshold(usize::MAX);
+    let every = [("Content-Type", content_type), ("Cache-Control", "no-cache, private")];
+    let headers = every.iter().chain(more).flat_map(|(name, value)| tiny_http::Header::from_bytes(*name, *value));
+    headers.fold(bare, Response::with_header)
 }
 
 /// The answer to a read, fields in the order of the walk-through.
-pub(crate) fn metric_value_list(read: &Read, items: &[Item], window: u64) -> Response {
-    let (Read { api: (group, version), described, .. }, metric) = (read, json!(read.metric));
-    let Resource { kind, api_version, .. } = described;
-    let selector = label_selector(&read.selector);
-    let namespace = json!(read.namespace);
-    let namespace = if described.is_namespaced() { format!(r#""namespace":{namespace},"#) } else { String::new() };
-    let start = format!(r#""describedObject":{{"kind":"{kind}",{namespace}"name":"#);
+pub(crate) fn metric_value_list(read: &Read, path: &str, items: &[Item], window: u64) -> Response {
+    let Read { api: (group, version), described, namespace, metric, .. } = read;
+    let (Resource { kind, api_version, .. }, selector) = (described, label_selector(&read.selector));
+    let place = if described.is_namespaced() { format!(r#""namespace":"{namespace}","#) } else { String::new() };
+    let start = format!(r#""describedObject":{{"kind":"{kind}",{place}"name":"#);
     let items = items.iter().map(|(name, quantity, end)| {
         let (name, end) = (json!(if read.name == "*" { name } else { &read.name }), rfc3339(*end));
         let object = format!(r#"{start}{name},"apiVersion":"{api_version}"}}"#);
         let (subject, seconds) = match (*group, *version) {
-            (GROUP, "v1beta1") => (format!(r#"{object},"metricName":{metric},"selector":{selector}"#), "window"),
-            (GROUP, _) => (format!(r#"{object},"metric":{{"name":{metric},"selector":{selector}}}"#), "windowSeconds"),
-            _ => (format!(r#""metricName":{metric},"metricLabels":{{}}"#), "windowSeconds"),
+            (GROUP, "v1beta1") => (format!(r#"{object},"metricName":"{metric}","selector":{selector}"#), "window"),
+            (GROUP, _) => (format!(r#"{object},"metric":{{"name":"{metric}","selector":{selector}}}"#), "windowSeconds"),
+            _ => (format!(r#""metricName":"{metric}","metricLabels":{{}}"#), "windowSeconds"),
         };
         format!(r#"{{{subject},"timestamp":"{end}","{seconds}":{window},"value":"{quantity}"}}"#)
     });
-    let (items, link) = (items.collect::<Vec<_>>().join(","), json!(read.path));
-    let kind = if read.is_external() { "ExternalMetricValueList" } else { "MetricValueList" };
-    let list =
-        format!(r#"{{"kind":"{kind}","apiVersion":"{group}/{version}","metadata":{{"selfLink":{link}}},"items":[{items}]}}"#);
-    Response::bytes(200, JSON, list.into_bytes())
+    let (items, metadata) = (items.collect::<Vec<_>>().join(","), json!({ "selfLink": path }));
+    let kind = if *group == EXTERNAL { "ExternalMetricValueList" } else { "MetricValueList" };
+    let list = format!(r#"{{"kind":"{kind}","apiVersion":"{group}/{version}","metadata":{metadata},"items":[{items}]}}"#);
+    response(200, JSON, list, &[])
+}
+
+/// `2019-07-07T15:55:27Z`; later than the year 9999 is shown as its last second. The year starts in March here, so
+/// that the leap day ends it. Source: Neri and Schneider, <https://arxiv.org/abs/2102.06959>.
+pub(crate) fn rfc3339(unix_seconds: u64) -> String {
+    let seconds = unix_seconds.min(253_402_300_799);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    // Four centuries have 146,097 days, four years 1,461, and five months from March on 153.
+    let days = 4 * (seconds / 86_400 + 719_468) + 3;
+    let (century, days) = (days / 146_097, 4 * (days % 146_097 / 4) + 3);
+    let (year, days) = (days / 1461, 5 * (days % 1461 / 4) + 461);
+    let (month, day) = (days / 153, days % 153 / 5 + 1);
+    let (month, later) = if month <= 12 { (month, 0) } else { (month - 12, 1) };
+    format!("{:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z", century * 100 + year + later)
+}
+
+/// The second of the day in `Sun, 06 Nov 1994 08:49:37 GMT`. Source: <https://www.rfc-editor.org/rfc/rfc9110#name-date>.
+pub(crate) fn second_of_day(http_date: &str) -> Option<i64> {
+    let time = http_date.split(' ').nth(4)?.split(':').map(|part| part.parse().ok().filter(|it| (0..60).contains(it)));
+    let [hour, minute, second] = time.collect::<Option<Vec<i64>>>()?[..] else { return None };
+    Some((hour * 60 + minute) * 60 + second)
 }
 
 #[cfg(test)]
@@ -59,7 +70,9 @@ mod tests {
     fn answer(target: &str) -> Value {
         let Ok(Route::Read(read)) = route("GET", target, true, &[]) else { panic!("{target}") };
         let item = |name: &str| (name.to_owned(), Quantity::parse("6.75").unwrap(), 1_562_514_927);
-        serde_json::from_slice(&metric_value_list(&read, &[item("kuard-1"), item("kuard-2")], 60).body).unwrap()
+        let path = target.split('?').next().unwrap();
+        let items = [item("kuard-1"), item("kuard-2")];
+        serde_json::from_reader(metric_value_list(&read, path, &items, 60).into_reader()).unwrap()
     }
 
     #[test]
@@ -129,5 +142,45 @@ mod tests {
         );
         let node = answer("/apis/custom.metrics.k8s.io/v1beta2/nodes/worker-1/m");
         assert_eq!(node["items"][0]["describedObject"], json!({ "kind": "Node", "name": "worker-1", "apiVersion": "v1" }));
+    }
+}
+
+#[cfg(test)]
+mod times {
+    use super::*;
+
+    #[test]
+    fn the_time_of_day_is_read_from_a_header() {
+        let table = [
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(31_777)),
+            ("Sun, 06 Nov 1994 00:00:00 GMT", Some(0)),
+            ("Sun, 06 Nov 1994 23:59:59 GMT", Some(86_399)),
+            ("Sun, 06 Nov 1994 08:49:60 GMT", None),
+            ("Sun, 06 Nov 1994 08:49 GMT", None),
+            ("Sun, 06 Nov 1994 08:49:37:1 GMT", None),
+            ("Sun, 06 Nov 1994 -1:00:00 GMT", None),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", None),
+            ("", None),
+        ];
+        for (text, seconds) in table {
+            assert_eq!(second_of_day(text), seconds, "{text}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_named_as_people_name_them() {
+        let table = [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_562_514_927, "2019-07-07T15:55:27Z"),
+            (4_107_542_399, "2100-02-28T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+            (253_402_300_799, "9999-12-31T23:59:59Z"),
+            (u64::MAX, "9999-12-31T23:59:59Z"),
+        ];
+        for (seconds, text) in table {
+            assert_eq!(rfc3339(seconds), text);
+        }
     }
 }

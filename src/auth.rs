@@ -25,21 +25,8 @@ pub(crate) struct User {
     pub(crate) name: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) uid: String,
-    /// With `system:authenticated`, which everyone has who proved anything.
     pub(crate) groups: Vec<String>,
     pub(crate) extra: BTreeMap<String, Vec<String>>,
-}
-
-impl User {
-    /// Every authenticated user is also one of this group; the aggregator does not always say so.
-    #[must_use]
-    pub(crate) fn authenticated(mut self) -> Self {
-        let group = "system:authenticated".to_owned();
-        if !self.groups.contains(&group) {
-            self.groups.push(group);
-        }
-        self
-    }
 }
 
 pub(crate) struct Auth {
@@ -59,32 +46,36 @@ impl Auth {
         auth
     }
 
-    /// The user whom a bearer token stands for. Errors: 401, or the Kubernetes API cannot tell.
-    pub(crate) fn user(&self, token: &str, wait: bool, now: Instant) -> Result<User, Stop> {
-        let status = self.status(TOKEN_REVIEW, &json!({ "token": token }), wait, now)?;
-        let user = status.get("user").filter(|_| status["authenticated"] == true);
-        let user = user.and_then(|user| User::deserialize(user).ok()).filter(|user| !user.name.is_empty());
-        user.map(User::authenticated).ok_or_else(|| unauthenticated().into())
+    /// The user whom a bearer token stands for. Errors: 401, as without one, or the Kubernetes API cannot tell.
+    pub(crate) fn user(&self, token: Option<&str>, wait: bool, now: Instant) -> Result<User, Stop> {
+        let ask = |token| self.status(TOKEN_REVIEW, &json!({ "token": token }), wait, now);
+        let status = token.map(ask).transpose()?.unwrap_or_default();
+        let user = User::deserialize(&status["user"]).ok().filter(|it| status["authenticated"] == true && !it.name.is_empty());
+        let mend = "ask through the API server (kubectl get --raw /apis/custom.metrics.k8s.io) or with a bearer token";
+        user.ok_or_else(|| refusal!(Unauthenticated, "Unauthorized: {mend}").into())
     }
 
     /// Errors: 403 in Kubernetes' own words, or the Kubernetes API cannot tell, which is never an allowance.
-    pub(crate) fn check(&self, user: &User, route: &Route, path: &str, wait: bool, now: Instant) -> Result<(), Stop> {
+    pub(crate) fn check(&self, mut user: User, route: &Route, path: &str, wait: bool, now: Instant) -> Result<(), Stop> {
         if user.groups.iter().any(|group| group == "system:masters") {
             return Ok(());
         }
-        let spec = spec(user, route, path);
+        // Every authenticated user is also one of this group; the aggregator does not always say so.
+        let everyone = "system:authenticated".to_owned();
+        user.groups.extend(Some(everyone).filter(|it| !user.groups.contains(it)));
+        let (spec, refused) = question(&user, route, path);
         let known = self.status(ACCESS_REVIEW, &spec, false, now);
         // Who may read everything is asked about once, not for each object: "*" and empty mean all in a review.
         if let (Route::Read(read), Err(_)) = (route, &known) {
             let mut wide = json!(user);
-            wide["resourceAttributes"] = json!({ "verb": read.verb(), "group": read.api.0, "version": "*", "resource": "*" });
+            wide["resourceAttributes"] = json!({ "verb": read.access[0], "group": read.api.0, "version": "*", "resource": "*" });
             if self.status(ACCESS_REVIEW, &wide, wait, now)?["allowed"] == true {
                 return Ok(());
             }
         }
         let status = known.or_else(|_| self.status(ACCESS_REVIEW, &spec, wait, now))?;
-        let reason = status["reason"].as_str().unwrap_or_default();
-        if status["allowed"] == true { Ok(()) } else { Err(forbidden(&user.name, route, path, reason).into()) }
+        let why = status["reason"].as_str().filter(|why| !why.is_empty()).map(|why| format!(": {why}")).unwrap_or_default();
+        if status["allowed"] == true { Ok(()) } else { Err(refusal!(Forbidden, "{refused}{why}").into()) }
     }
 
     /// The status of a review: what is remembered, or what the Kubernetes API says now.
@@ -92,9 +83,8 @@ impl Auth {
         let review = json!({ "apiVersion": review[0], "kind": review[1], "spec": spec });
         let key = sha256(&review.to_string());
         if let Some((status, until, asked_again)) = lock(&self.known).get_mut(&key).filter(|it| it.1 > now) {
-            if status["allowed"] == true && !*asked_again && *until - now < AHEAD {
-                *asked_again = self.refreshes.try_send(review).is_ok();
-            }
+            let due = status["allowed"] == true && !*asked_again && *until - now < AHEAD;
+            *asked_again |= due && self.refreshes.try_send(review).is_ok();
             return Ok(status.clone());
         }
         if wait { Ok(self.ask(&review)?) } else { Err(WAIT) }
@@ -105,9 +95,8 @@ impl Auth {
         let path = format!("/apis/{}/{}s", text("apiVersion"), text("kind").to_ascii_lowercase());
         let what = "tokenreviews and subjectaccessreviews (ClusterRoleBinding custom-metrics:system:auth-delegator)";
         let status = self.kube.call(Method::POST, &path, JSON, Some(review), what)?.get("status").cloned().unwrap_or_default();
-        if text("kind") == ACCESS_REVIEW[1] && !status["allowed"].is_boolean() {
-            return Err(unavailable("it does not say what is allowed"));
-        }
+        let told = text("kind") != ACCESS_REVIEW[1] || status["allowed"].is_boolean();
+        told.then_some(()).ok_or_else(|| unavailable("it does not say what is allowed"))?;
         self.remember(review, status.clone(), Instant::now());
         Ok(status)
     }
@@ -122,36 +111,22 @@ impl Auth {
     }
 }
 
-pub(crate) fn unauthenticated() -> Error {
-    let mend = "ask through the API server (kubectl get --raw /apis/custom.metrics.k8s.io) or with a bearer token";
-    refusal!(Unauthenticated, "Unauthorized: {mend}")
-}
-
-/// The question as the API server itself would put it.
-fn spec(user: &User, route: &Route, path: &str) -> Value {
-    let mut spec = json!(user);
+/// The question as the API server itself would put it, and its words for a refusal.
+fn question(user: &User, route: &Route, path: &str) -> (Value, String) {
+    let (mut spec, who) = (json!(user), format!("forbidden: User {:?} cannot", user.name));
     let Route::Read(read) = route else {
         spec["nonResourceAttributes"] = json!({ "path": path, "verb": "get" });
-        return spec;
+        return (spec, format!("{who} get path {path:?}"));
     };
-    let Read { api: (group, version), namespace, access: [resource, subresource, name], .. } = &**read;
+    let Read { api: (group, version), namespace, access: [verb, resource, subresource, name], .. } = &**read;
     spec["resourceAttributes"] = json!({
-        "namespace": namespace, "verb": read.verb(), "group": group, "version": version,
+        "namespace": namespace, "verb": verb, "group": group, "version": version,
         "resource": resource, "subresource": subresource, "name": name,
     });
-    spec
-}
-
-/// The refusal in the API server's words.
-fn forbidden(user: &str, route: &Route, path: &str, reason: &str) -> Error {
-    let filled = |text: &str, shown: String| if text.is_empty() { String::new() } else { shown };
-    let (who, why) = (format!("User {user:?} cannot"), filled(reason, format!(": {reason}")));
-    let Route::Read(read) = route else { return refusal!(Forbidden, "forbidden: {who} get path {path:?}{why}") };
-    let Read { api: (group, _), namespace, access: [resource, subresource, name], .. } = &**read;
-    let (verb, whole) = (read.verb(), format!("{resource}{}", filled(subresource, format!("/{subresource}"))));
-    let what = format!("{resource}.{group}{}", filled(name, format!(" {name:?}")));
+    let whole = format!("{resource}/{subresource}");
+    let (whole, name) = (whole.trim_end_matches('/'), if name.is_empty() { String::new() } else { format!(" {name:?}") });
     let at = if namespace.is_empty() { "at the cluster scope" } else { &format!("in the namespace {namespace:?}") };
-    refusal!(Forbidden, "{what} is forbidden: {who} {verb} resource {whole:?} in API group {group:?} {at}{why}")
+    (spec, format!("{resource}.{group}{name} is {who} {verb} resource {whole:?} in API group {group:?} {at}"))
 }
 
 #[cfg(test)]
@@ -160,7 +135,12 @@ mod tests {
     use crate::route::route;
 
     fn joe() -> User {
-        User { name: "joe".to_owned(), groups: vec!["a".to_owned()], ..User::default() }.authenticated()
+        let groups = ["a", "system:authenticated"].map(str::to_owned).to_vec();
+        User { name: "joe".to_owned(), groups, ..User::default() }
+    }
+
+    fn review(spec: &Value) -> Value {
+        json!({ "apiVersion": ACCESS_REVIEW[0], "kind": ACCESS_REVIEW[1], "spec": spec })
     }
 
     #[test]
@@ -188,7 +168,7 @@ mod tests {
         ];
         for (rest, (key, expected)) in table {
             let target = format!("{base}{rest}");
-            let spec = spec(&joe(), &route("GET", &target, true, &[]).unwrap(), &target);
+            let (spec, _) = question(&joe(), &route("GET", &target, true, &[]).unwrap(), &target);
             assert_eq!(spec[key], expected, "{rest}");
             assert_eq!((&spec["user"], &spec["groups"]), (&json!("joe"), &json!(["a", "system:authenticated"])));
         }
@@ -196,15 +176,24 @@ mod tests {
 
     #[test]
     fn a_refusal_reads_as_kubernetes_own() {
+        let (auth, _wanted) = auth();
+        let refusal = |route: Route, path: &str, reason: &str| {
+            let (spec, now) = (question(&joe(), &route, path).0, Instant::now());
+            auth.remember(&review(&spec), json!({ "allowed": false, "reason": reason }), now);
+            auth.check(joe(), &route, path, false, now).expect_err(path).expect("a refusal")
+        };
         let target = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/services/kuard/METRIC";
-        let read = forbidden("joe", &route("GET", target, true, &[]).unwrap(), target, "");
+        let read = refusal(route("GET", target, true, &[]).unwrap(), target, "");
         assert_eq!(
             read.message,
             "services.custom.metrics.k8s.io \"kuard\" is forbidden: User \"joe\" cannot get resource \"services/METRIC\" in \
              API group \"custom.metrics.k8s.io\" in the namespace \"default\""
         );
-        let root = forbidden("joe", &Route::Version, "/", "no rule");
-        assert_eq!(root.message, "forbidden: User \"joe\" cannot get path \"/\": no rule");
+        let root = refusal(Route::Document(String::new()), "/", "no rule");
+        assert_eq!(
+            (root.reason, root.message.as_str()),
+            (Reason::Forbidden, "forbidden: User \"joe\" cannot get path \"/\": no rule")
+        );
     }
 
     fn auth() -> (Auth, mpsc::Receiver<Value>) {
@@ -217,7 +206,6 @@ mod tests {
     fn an_allowance_in_use_is_asked_for_again_before_it_ends_and_a_denial_is_not() {
         let (auth, wanted) = auth();
         let (now, allowed, denied) = (Instant::now(), &json!({ "user": "allowed" }), &json!({ "user": "denied" }));
-        let review = |spec: &Value| json!({ "apiVersion": ACCESS_REVIEW[0], "kind": ACCESS_REVIEW[1], "spec": spec });
         let (allowance, denial) = (json!({ "allowed": true }), json!({ "allowed": false, "reason": "no rule" }));
         auth.remember(&review(allowed), allowance.clone(), now);
         auth.remember(&review(denied), denial.clone(), now);
@@ -243,7 +231,11 @@ mod tests {
 
     #[test]
     fn everyone_is_authenticated_once() {
-        assert_eq!(joe().authenticated(), joe());
+        let ((auth, _wanted), now, route) = (auth(), Instant::now(), Route::Document(String::new()));
+        auth.remember(&review(&question(&joe(), &route, "/").0), json!({ "allowed": true }), now);
+        for user in [joe(), User { groups: vec!["a".to_owned()], ..joe() }] {
+            assert!(auth.check(user, &route, "/", false, now).is_ok());
+        }
     }
 
     #[test]

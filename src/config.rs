@@ -2,39 +2,32 @@
 //! mended while the process runs (no token yet, the placeholder cluster name) is kept, and reads say how to mend it.
 
 use crate::prelude::*;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::{env, fmt, path::PathBuf};
-use ureq::http::Uri;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{env, path::PathBuf};
+use ureq::http::{HeaderValue, Uri};
 
-pub const PLACEHOLDER_CLUSTER: &str = "YourClusterName";
-
-const DEFAULT_ENDPOINT: &str = "https://app.sysdigcloud.com";
+const TOKEN: &str = "SDC_TOKEN";
+const ENDPOINT: &str = "https://HOST[:PORT][/PATH], as https://app.sysdigcloud.com (http:// for this machine only)";
+const ADDRESS: &str = "an address with a port, such as [::]:10250";
+const CLUSTER: &str = "the cluster's name as Sysdig Monitor shows it, without quotes or backslashes";
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Text that is never shown: it has no `Display`, and its `Debug` hides it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Secret(HeaderValue);
 
 impl Secret {
     /// Keeps `text` from being shown. None if it could not stand in an HTTP header.
     pub fn new(text: &str) -> Option<Self> {
-        (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())).then(|| Self(text.to_owned()))
+        let mut value = HeaderValue::from_str(&checked(usize::MAX, |c| c.is_ascii_graphic())(text)?).ok()?;
+        value.set_sensitive(true);
+        Some(Self(value))
     }
 
     pub fn expose(&self) -> &str {
-        &self.0
+        self.0.to_str().unwrap_or_default()
     }
 }
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(hidden)")
-    }
-}
-
-const TOKEN: &str = "SDC_TOKEN";
-const ENDPOINT: &str = "https://HOST[:PORT][/PATH], as https://app.sysdigcloud.com (http:// for this machine only)";
-const CLUSTER: &str = "the cluster's name as Sysdig Monitor shows it, without quotes or backslashes";
 
 /// Makes [`Config`] out of its fields, each with its type and how it is read.
 macro_rules! settings {
@@ -55,15 +48,13 @@ macro_rules! settings {
 
 settings! { env:
     /// Without `/api` and without trailing slash.
-    endpoint: String = env.parse("SDC_ENDPOINT", ENDPOINT, endpoint).unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
+    endpoint: String = env.parse("SDC_ENDPOINT", ENDPOINT, endpoint).unwrap_or_else(|| "https://app.sysdigcloud.com".to_owned());
     /// Read anew for every query; it wins.
     token_file: Option<PathBuf> = env.path("SDC_TOKEN_FILE");
     token: Option<Secret> = env.parse(TOKEN, "without blanks, control and non-ASCII characters", Secret::new);
-    /// The cluster's name in Sysdig Monitor; None while it is the placeholder or empty.
-    cluster: Option<String> = env.parse("CLUSTER_NAME", CLUSTER, |text| {
-        // A filter that the name goes into knows no escapes.
-        checked(text, 253, |c| !c.is_control() && !['\'', '"', '\\'].contains(&c))
-    }).filter(|name| name != PLACEHOLDER_CLUSTER);
+    /// As Sysdig Monitor shows it; None while it is the placeholder or empty. Filters that it goes into know no escapes.
+    cluster: Option<String> = env.parse("CLUSTER_NAME", CLUSTER, checked(253, |c| !c.is_control() && !"'\"\\".contains(c)))
+        .filter(|name| name != "YourClusterName");
     /// With `auto` the metric decides.
     backend: &'static str = env.one_of("SDC_BACKEND", &["auto", "data", "promql"]);
     sysdig_ca_file: Option<PathBuf> = env.path("SDC_CA_FILE");
@@ -80,17 +71,26 @@ settings! { env:
     definitions: Option<PathBuf> = env.path("CONFIG_FILE");
     external: bool = env.one_of("EXTERNAL_METRICS", &["false", "true"]) == "true";
     /// None means `[::]:10250`, or `0.0.0.0:10250` without IPv6.
-    listen: Option<SocketAddr> = env.parse("LISTEN_ADDR", "an address with a port, such as [::]:10250", |it| it.parse().ok());
-    tls_files: Option<(PathBuf, PathBuf)> = env.tls_files();
+    listen: Option<SocketAddr> = env.parse("LISTEN_ADDR", ADDRESS, |it| it.parse().ok());
+    /// Where the adapter's own metrics are served to anybody.
+    metrics: Option<SocketAddr> = env.parse("METRICS_ADDR", ADDRESS, |it| it.parse().ok());
+    tls_files: Option<(PathBuf, PathBuf)> = {
+        let (chain, key) = (env.path("TLS_CERT_FILE"), env.path("TLS_KEY_FILE"));
+        let alone = chain.is_some() != key.is_some();
+        env.mistakes.extend(alone.then(|| "TLS_CERT_FILE and TLS_KEY_FILE must be set together".to_owned()));
+        chain.zip(key)
+    };
     tls13_only: bool = env.one_of("TLS_MIN_VERSION", &["1.2", "1.3"]) == "1.3";
     /// Where a fresh private directory for the inner sockets is made.
     socket_dir: PathBuf = env.path("SOCKET_DIR").unwrap_or_else(env::temp_dir);
     /// An URL; None outside a pod.
-    kubernetes: Option<String> = env.kubernetes();
+    kubernetes: Option<String> = env.parse("KUBERNETES_SERVICE_HOST", "a host name or an address", host).map(|host| {
+        let port = env.ranged("KUBERNETES_SERVICE_PORT", ["1", "65535", "443"], |it| it.parse::<u16>().ok());
+        format!("https://{host}:{port}")
+    });
     service_account_dir: PathBuf = env.path("SERVICE_ACCOUNT_DIR").unwrap_or_else(|| SERVICE_ACCOUNT.into());
-    service_name: String = env.parse("SERVICE_NAME", "a Service's name", |text| {
-        checked(text, 63, |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
-    }).unwrap_or_else(|| "api".to_owned());
+    service_name: String = env.parse("SERVICE_NAME", "a Service's name",
+        checked(63, |c| matches!(c, 'a'..='z' | '0'..='9' | '-'))).unwrap_or_else(|| "api".to_owned());
 }
 
 struct Reader<'a> {
@@ -99,20 +99,14 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The variable's text; an empty one counts as not set, as `value: ""` in a manifest means it.
-    fn text(&mut self, name: &str) -> Option<String> {
-        let text = (self.variable)(name)?.map_err(|mistake| self.mistakes.push(format!("{name} {mistake}"))).ok()?;
-        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
-    }
-
+    /// What the variable's text means; an empty one counts as not set, as `value: ""` in a manifest means it.
     /// The text is shown when it is not `right`, but for that of a secret.
     fn parse<T>(&mut self, name: &str, right: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
-        let text = self.text(name)?;
-        let parsed = parse(&text);
-        if parsed.is_none() {
-            let shown = if name == TOKEN { "(hidden)".to_owned() } else { quoted(&text) };
-            self.mistakes.push(format!("{name} is {shown}: it must be {right}"));
-        }
+        let text = (self.variable)(name)?.map_err(|mistake| self.mistakes.push(format!("{name} {mistake}"))).ok()?;
+        let text = Some(text.trim()).filter(|text| !text.is_empty())?;
+        let parsed = parse(text);
+        let shown = if name == TOKEN { "(hidden)".to_owned() } else { quoted(text) };
+        self.mistakes.extend(parsed.is_none().then(|| format!("{name} is {shown}: it must be {right}")));
         parsed
     }
 
@@ -122,10 +116,8 @@ impl Reader<'_> {
         self.parse(name, &known.join(" or "), find).or_else(|| known.first().copied()).unwrap_or_default()
     }
 
-    fn ranged<T: Default + PartialOrd>(
-        &mut self, name: &str, [least, most, default]: [&str; 3], read: fn(&str) -> Option<T>,
-    ) -> T {
-        let (range, right) = (read(least)..=read(most), format!("from {least} to {most}"));
+    fn ranged<T: Default + PartialOrd>(&mut self, name: &str, [min, max, default]: [&str; 3], read: fn(&str) -> Option<T>) -> T {
+        let (range, right) = (read(min)..=read(max), format!("from {min} to {max}"));
         let found = self.parse(name, &right, |text| Some(read(text)).filter(|it| it.is_some() && range.contains(it)));
         found.unwrap_or_else(|| read(default)).unwrap_or_default()
     }
@@ -133,43 +125,29 @@ impl Reader<'_> {
     fn path(&mut self, name: &str) -> Option<PathBuf> {
         self.parse(name, "an absolute path", |text| Some(PathBuf::from(text)).filter(|path| path.is_absolute()))
     }
-
-    fn tls_files(&mut self) -> Option<(PathBuf, PathBuf)> {
-        let files = (self.path("TLS_CERT_FILE"), self.path("TLS_KEY_FILE"));
-        if files.0.is_some() != files.1.is_some() {
-            self.mistakes.push("TLS_CERT_FILE and TLS_KEY_FILE must be set together".to_owned());
-        }
-        files.0.zip(files.1)
-    }
-
-    fn kubernetes(&mut self) -> Option<String> {
-        let host = self.parse("KUBERNETES_SERVICE_HOST", "a host name or an address", host)?;
-        let port = self.ranged("KUBERNETES_SERVICE_PORT", ["1", "65535", "443"], |it| it.parse::<u16>().ok());
-        Some(format!("https://{host}:{port}"))
-    }
 }
 
-fn checked(text: &str, longest: usize, allowed: impl Fn(char) -> bool) -> Option<String> {
-    ((1..=longest).contains(&text.len()) && text.chars().all(allowed)).then(|| text.to_owned())
+/// Takes text of one to so many bytes that has only `allowed` characters.
+fn checked(longest: usize, allowed: impl Fn(char) -> bool) -> impl Fn(&str) -> Option<String> {
+    move |text| ((1..=longest).contains(&text.len()) && text.chars().all(&allowed)).then(|| text.to_owned())
 }
 
 /// A host for an URL; a bare IPv6 address gets its brackets.
 fn host(text: &str) -> Option<String> {
     let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
     let name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
-    bare.parse().map_or_else(|_| checked(text, 253, name), |address: Ipv6Addr| Some(format!("[{address}]")))
+    bare.parse().map_or_else(|_| checked(253, name)(text), |address: Ipv6Addr| Some(format!("[{address}]")))
 }
 
 /// Accepts the endpoint as the old adapter (`https://HOST/api/`) and as Sysdig's SDK (`https://HOST`) want it.
 fn endpoint(text: &str) -> Option<String> {
     // Neither a user's name nor a query, a fragment or an escape.
-    let uri: Uri = checked(text, usize::MAX, |c| c.is_ascii_alphanumeric() || "-._~/:[]".contains(c))?.parse().ok()?;
+    let uri: Uri = checked(usize::MAX, |c| c.is_ascii_alphanumeric() || "-._~/:[]".contains(c))(text)?.parse().ok()?;
     let (scheme, host) = (uri.scheme_str()?, host(uri.host()?)?);
     let port = uri.port_u16().filter(|port| *port > 0).map_or_else(String::new, |port| format!(":{port}"));
     let path = uri.path().trim_end_matches('/');
     let path = path.strip_suffix("/api").unwrap_or(path).trim_end_matches('/');
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    let loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+    let loopback = ["localhost", "[::1]"].contains(&&*host) || host.parse().is_ok_and(|it: Ipv4Addr| it.is_loopback());
     let fits = scheme == "https" || (scheme == "http" && loopback);
     // What is no port is not seen by `port_u16`, but stands in the authority.
     let whole = uri.authority()?.as_str().len() == uri.host()?.len() + port.len();
@@ -179,8 +157,7 @@ fn endpoint(text: &str) -> Option<String> {
 /// One number with one unit: `500ms`, `5s`, `2m`, `1h`.
 pub(crate) fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
-    let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
-    let (_, millis) = units.into_iter().find(|(it, _)| *it == unit)?;
+    let (_, millis) = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)].into_iter().find(|(it, _)| *it == unit)?;
     number.parse::<u64>().ok()?.checked_mul(millis).map(Duration::from_millis)
 }
 
@@ -275,7 +252,7 @@ mod tests {
 
     #[test]
     fn what_can_be_mended_later_is_no_mistake() {
-        let config = read(&[("CLUSTER_NAME", PLACEHOLDER_CLUSTER), ("SDC_TOKEN", ""), ("SDC_ENDPOINT", " ")]).unwrap();
+        let config = read(&[("CLUSTER_NAME", "YourClusterName"), ("SDC_TOKEN", ""), ("SDC_ENDPOINT", " ")]).unwrap();
         assert_eq!((config.cluster, config.token), (None, None));
     }
 

@@ -1,6 +1,5 @@
-//! What the operator defines in `CONFIG_FILE`: names for Sysdig ids or templates in PromQL with what their values mean,
-//! and custom resources. A file is read whole before it counts; a bad one leaves the last good one in force.
-//! Its schema is docs/definitions.schema.json.
+//! What the operator defines in `CONFIG_FILE` (docs/definitions.schema.json): names for ids or templates with what their values
+//! mean, and custom resources. A file is read whole before it counts; a bad one leaves the last good one in force.
 
 use crate::prelude::*;
 use crate::{config::duration, discovery::etag, promql, route::is_metric_id, route::is_name, selector};
@@ -29,10 +28,8 @@ texts! {
     scope: Option<&'static Resource> = |it|
         [("workload", None), ("namespace", Some(&Resource::NAMESPACES)), ("cluster", Some(&Resource::CLUSTER))]
             .into_iter().find(|(name, _)| *name == it).map(|(_, scope)| scope), "workload, namespace or cluster";
-    absence: (u64, bool) = |it| match it.strip_prefix("hold ") {
-        Some(time) => Some((seconds(time)?, false)),
-        None => ["error", "zero"].contains(&it).then_some((0, it == "zero")),
-    }, "error, zero, or hold 10s to hold 24h";
+    absence: (u64, bool) = |it| it.strip_prefix("hold ").and_then(seconds).map(|time| (time, false))
+        .or_else(|| ["error", "zero"].contains(&it).then_some((0, it == "zero"))), "error, zero, or hold 10s to hold 24h";
     age: u64 = seconds, "10s to 24h";
     plural: &'static str = |it| (is_name(it, 63) && !it.contains('.')).then(|| kept(it)), "lower-case letters, digits, - only";
     word: &'static str = |it| (is_metric_id(&it.replacen('/', ":", 1)) && !it.contains("..")).then(|| kept(it)), "letters, digits, - . / _ only";
@@ -75,7 +72,7 @@ static NONE: LazyLock<(File, Definition)> = LazyLock::new(Default::default);
 
 /// The file in force, which stays for who still holds it when the next one comes, and what is wrong with the newest.
 #[derive(Debug, Default)]
-pub struct Definitions(Mutex<(Option<&'static File>, Option<String>)>);
+pub struct Definitions(pub(crate) Mutex<(Option<&'static File>, Option<String>)>);
 
 impl Definitions {
     /// Takes over the content of the file. Returns its hash. Errors: what is wrong with it; nothing else changes then.
@@ -103,9 +100,8 @@ impl Definitions {
 pub fn parse(bytes: &[u8]) -> Result<File, String> {
     let file: File = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let mut taken: BTreeSet<_> = promql::OWN.lines().flat_map(|line| line.split(' ').take(2)).map(str::to_owned).collect();
-    taken.extend(Resource::KNOWN.map(Resource::qualified));
-    let names = file.resources.iter().map(Resource::qualified).chain(file.metrics.iter().map(|it| it.name.clone()));
-    let twice = names.into_iter().find(|name| !taken.insert(name.clone()));
+    let resources = Resource::KNOWN.into_iter().chain(&file.resources).map(Resource::qualified);
+    let twice = resources.chain(file.metrics.iter().map(|it| it.name.clone())).find(|name| !taken.insert(name.clone()));
     let hash = etag(bytes).replace('"', "");
     twice.map_or(Ok(File { hash, ..file }), |name| Err(format!("{} is the name of something else already", quoted(&name))))
 }
@@ -124,34 +120,31 @@ fn kept(text: &str) -> &'static str {
 /// selections and lists of labels there are signs, numbers, and words that begin a call.
 fn template(text: &str) -> Option<String> {
     let word = |c: char| c.is_ascii_alphanumeric() || "_:".contains(c);
-    let plain = |text: &str, signs: &str| text.chars().all(|c| word(c) || signs.contains(c)).then_some(());
     let (mut rest, mut depth) = (text, 0_usize);
     while !rest.is_empty() {
         let (name, after) = rest.split_at(rest.find(|c| !word(c)).unwrap_or(rest.len()));
         let next = after.trim_start();
         let number = name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(|c| "0123456789e".contains(c));
         let call = next.starts_with('(') && !UNFIT.split(' ').any(|it| it.eq_ignore_ascii_case(name));
-        if name.is_empty() {
-            depth = (depth + usize::from(rest.starts_with('('))).checked_sub(usize::from(rest.starts_with(')')))?;
-        }
         rest = match (name, after.strip_prefix("{$matchers")) {
-            ("", _) => rest.strip_prefix(|c| " .,+-*/%^<>=!()".contains(c))?,
+            ("", _) => {
+                depth = (depth + usize::from(rest.starts_with('('))).checked_sub(usize::from(rest.starts_with(')')))?;
+                rest.strip_prefix(|c| " .,+-*/%^<>=!()".contains(c))?
+            }
             (_, Some(selection)) => {
                 let (more, after) = selection.split_once("}[$window]")?;
-                let mut matchers = more.split(',');
-                matchers.next().filter(|it| it.is_empty())?;
-                for matcher in matchers {
-                    let (name, value) = matcher.trim().strip_suffix('"')?.split_once('"')?;
-                    let label = ["!=", "!~", "=~", "="].iter().find_map(|sign| name.trim_end().strip_suffix(sign))?;
-                    plain(label.trim_end(), "").filter(|()| !value.contains(['"', '\\', '$', '\n']))?;
+                for matcher in more.split(',').skip(1) {
+                    let (start, value) = matcher.trim().strip_suffix('"')?.split_once('"')?;
+                    let signed = ["=", "!=", "=~", "!~"].contains(&start.trim_start_matches(word).trim());
+                    Some(value).filter(|it| signed && !it.contains(['"', '\\', '$', '\n']))?;
                 }
-                after
+                Some(after).filter(|_| more.is_empty() || more.starts_with(','))?
             }
             ("by" | "on", _) => {
                 let (list, after) = next.strip_prefix('(')?.split_once("$by)")?;
                 // Else its last label would run into the first of the object's.
                 let ended = list.trim().is_empty() || list.trim_end().ends_with(',');
-                plain(list, ", ").filter(|()| ended).map(|()| after)?
+                Some(after).filter(|_| ended && list.chars().all(|c| word(c) || ", ".contains(c)))?
             }
             _ => Some(after).filter(|_| number || call || next.starts_with("by"))?,
         };
@@ -403,6 +396,7 @@ mod tests {
         assert_eq!(definitions.find("m").unwrap().metric, "", "without a file a metric is what it is");
         assert_eq!(state(&definitions), (String::new(), false));
         assert!(definitions.load(Err("gone".to_owned())).is_err());
+        assert_eq!(state(&definitions), (String::new(), true));
         let refusal = definitions.find("m").expect_err("its definition might say something else");
         assert_eq!(refusal.reason, Reason::NotConfigured);
         assert!(refusal.message.ends_with("CONFIG_FILE is not usable: gone"), "{}", refusal.message);

@@ -9,10 +9,10 @@ use std::{hash::DefaultHasher, hash::Hasher, sync::LazyLock};
 
 /// Largest resource list. The aggregator fetches five copies in parallel every 30 seconds, per version.
 const MAX_BODY: usize = 256 * 1024;
-/// With external metrics or without, by path; `v2` and `v2beta1` are aggregated, and list no resources to stay small.
+/// With external metrics or without, by path or, aggregated, by content type; these list no resources to stay small.
 static DOCUMENTS: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(include_str!("discovery.json")).unwrap_or_default());
 
-/// What is the same whatever happens, by its path.
+/// What is the same whatever happens, by its path or the content type of its own.
 pub(crate) fn document(path: &str, external: bool) -> Option<String> {
     let openapi = match path.strip_prefix("/openapi/") {
         Some("v2") => include_str!("openapi-v2.json"),
@@ -30,13 +30,11 @@ pub(crate) fn api_resource_list((group, version): Api, metrics: &[String], defin
     let well_known: Vec<&str> = promql::OWN.lines().filter_map(|line| line.split(' ').next()).collect();
     let own: Vec<&str> = defined.metrics.iter().map(|it| it.name.as_str()).collect();
     let other = |name: &&str| is_metric_id(name) && !own.contains(name);
-    let mut names: Vec<&str> = metrics.iter().map(String::as_str).filter(other).collect();
-    names.sort_unstable_by_key(|name| (!well_known.contains(name), *name));
-    names.dedup();
+    let names = metrics.iter().map(String::as_str).filter(other).map(|name| (!well_known.contains(&name), name));
+    let names: Vec<&str> = names.collect::<BTreeSet<_>>().into_iter().map(|(_, name)| name).collect();
     let names = if names.is_empty() { well_known } else { names };
     let start = format!(r#"{{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"{group}/{version}","resources":["#);
-    let most = if group == EXTERNAL { 1 } else { usize::MAX };
-    let resources = || Resource::all().chain(&defined.resources).take(most);
+    let resources = || Resource::all().chain(&defined.resources).take(if group == EXTERNAL { 1 } else { usize::MAX });
     let parts = [own, names];
     let all = parts.iter().flat_map(|names| resources().map(move |resource| (resource, names)));
     let all = all.flat_map(|(resource, names)| names.iter().map(move |name| entry(group, resource, name)));
@@ -65,32 +63,28 @@ pub(crate) fn not_modified(if_none_match: Option<&str>, etag: &str) -> bool {
     tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
-/// The form of JSON that `Accept` prefers: None for the plain one or, where it is `apis` that are asked for, the version
-/// of `apidiscovery.k8s.io` of one document with groups and versions. Errors: neither is acceptable.
-pub(crate) fn negotiate(accept: Option<&str>, apis: bool) -> Result<Option<&'static str>, Error> {
+/// The content type that `Accept` prefers: JSON or, for `apis`, that of one document for all. Errors: none is acceptable.
+pub(crate) fn negotiate(accept: Option<&str>, apis: bool) -> Result<&'static str> {
     let accept = accept.filter(|text| text.contains(|c: char| c != ',' && !c.is_whitespace())).unwrap_or("*/*");
     let ranges = accept.split(',').map(str::trim).filter(|range| !range.is_empty()).take(MAX_RANGES);
-    let forms = ranges.filter_map(range).filter(|(quality, form)| *quality > 0.0 && (apis || form.is_none()));
+    let forms = ranges.filter_map(range).filter(|(quality, form)| *quality > 0.0 && (apis || *form == JSON));
     let best = forms.reduce(|best, found| if found.0 > best.0 { found } else { best });
     let refused = || refusal!(NotAcceptable, "only application/json is served, which Accept does not allow");
     best.map(|(_, form)| form).ok_or_else(refused)
 }
 
-/// Quality and form. With any of `g`, `v` and `as` another object is asked for (kubectl asks for tables).
+/// Quality and content type. With any of `g`, `v` and `as` another object is asked for (kubectl asks for tables).
 /// Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/#alternate-representations-of-resources>.
-fn range(text: &str) -> Option<(f32, Option<&'static str>)> {
+fn range(text: &str) -> Option<(f32, &'static str)> {
     let mut parts = text.split(';').map(str::trim);
     let essence = parts.next()?.to_ascii_lowercase();
     let pairs = parts.map(|part| part.split_once('=').unwrap_or((part, "")));
-    let pairs = pairs.map(|(key, value)| (key.trim().to_ascii_lowercase(), value.trim().trim_matches('"')));
-    let parameters: BTreeMap<_, _> = pairs.collect();
-    let [quality, special @ ..] = ["q", "g", "v", "as"].map(|key| parameters.get(key).copied());
-    let quality = quality.unwrap_or("1").parse().ok().filter(|weight| (0.0..=1.0).contains(weight))?;
-    match (essence.as_str(), special) {
-        ("*/*" | "application/*" | "application/json", [None, None, None]) => Some((quality, None)),
-        ("application/json", [Some("apidiscovery.k8s.io"), Some(version), Some("APIGroupDiscoveryList")]) => {
-            ["v2", "v2beta1"].into_iter().find(|known| *known == version).map(|known| (quality, Some(known)))
-        }
+    let given: BTreeMap<_, _> = pairs.map(|(key, it)| (key.trim().to_ascii_lowercase(), it.trim().trim_matches('"'))).collect();
+    let quality = given.get("q").unwrap_or(&"1").parse().ok().filter(|weight| (0.0..=1.0).contains(weight))?;
+    let special = ["g", "v", "as"].map(|key| given.get(key).map_or_else(String::new, |it| format!(";{key}={it}")));
+    match (essence.as_str(), special.concat().as_str()) {
+        ("*/*" | "application/*" | JSON, "") => Some((quality, JSON)),
+        (JSON, special) => Some((quality, DOCUMENTS["true"].as_object()?.get_key_value(&format!("{JSON}{special}"))?.0)),
         _ => None,
     }
 }
@@ -124,8 +118,8 @@ mod tests {
     fn the_root_lists_what_is_served() {
         let expected = json!({ "paths": [
             "/apis", "/apis/custom.metrics.k8s.io", "/apis/custom.metrics.k8s.io/v1beta1",
-            "/apis/custom.metrics.k8s.io/v1beta2", "/healthz", "/livez", "/openapi/v2", "/openapi/v3",
-            "/readyz", "/version",
+            "/apis/custom.metrics.k8s.io/v1beta2", "/healthz", "/livez", "/metrics", "/openapi/v2",
+            "/openapi/v3", "/readyz", "/version",
         ] });
         assert_eq!(parsed(&document("/", false).unwrap()), expected);
         assert!(document("/", true).unwrap().contains("/apis/external.metrics.k8s.io/v1beta1"));
@@ -160,7 +154,8 @@ mod tests {
     #[test]
     fn the_aggregated_document_names_its_version_and_no_resources() {
         for version in ["v2", "v2beta1"] {
-            let document = document(version, false).unwrap();
+            let form = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+            let document = document(&form, false).unwrap();
             let expected = json!({
                 "kind": "APIGroupDiscoveryList",
                 "apiVersion": format!("apidiscovery.k8s.io/{version}"),
@@ -375,7 +370,7 @@ mod tests {
     fn accept_chooses_the_form_of_apis() {
         let v2 = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
         let v2beta1 = "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList";
-        let (newer, older, plain) = (Some(Some("v2")), Some(Some("v2beta1")), Some(None));
+        let (newer, older, plain) = (Some(v2), Some(v2beta1), Some(JSON));
         let table = [
             (format!("{v2},{v2beta1}"), newer),
             (format!("{v2},{v2beta1},application/json"), newer),

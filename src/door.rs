@@ -4,12 +4,12 @@
 //! answer and goes on: the inner server's pool cannot starve, and nothing can be smuggled behind a request.
 
 use crate::prelude::*;
-use crate::{connections::Ticket, head, head::Head, random, requestheader::RequestHeader, server};
-use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::UnixTime};
-use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
-use std::io::{self, Read, Write};
+use crate::{handler, handler::Handler, head::Head, random, requestheader::RequestHeader};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use std::io::ErrorKind::{InvalidInput, UnexpectedEof, WouldBlock};
+use std::io::{self, BufRead, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::{mem, os::unix::net::UnixStream, path::Path, path::PathBuf};
+use std::{os::unix::net::UnixStream, path::Path, path::PathBuf};
 
 /// For a handshake, for a head, and for an answer to be taken.
 const STEP: Duration = Duration::from_secs(10);
@@ -18,10 +18,13 @@ const IDLE: Duration = Duration::from_secs(120);
 const INNER: Duration = Duration::from_secs(60);
 /// A verdict on a certificate is used again for so long on the same connection.
 const VERDICT: Duration = Duration::from_secs(1);
+/// How long a new connection waits for the end of one that was closed for it.
+const ENDING: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_millis(500);
-const LINGER_BYTES: u64 = 256 * 1024;
-const HEAD_UNVERIFIED: usize = 32 * 1024;
-const HEAD_FRONT_PROXY: usize = 1024 * 1024;
+/// More than the largest head, so that whoever sent one reads why it was refused.
+const LINGER_BYTES: u64 = 2 * 1024 * 1024;
+const HEAD_UNVERIFIED: u64 = 32 * 1024;
+const HEAD_FRONT_PROXY: u64 = 1024 * 1024;
 
 pub(crate) struct Door {
     pub(crate) connections: &'static Connections,
@@ -35,43 +38,24 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    pub(crate) fn serve(&'static self, listener: &TcpListener) {
-        let open = |stream: TcpStream| {
-            let stream = Arc::new(stream);
-            let Some(ticket) = self.connections.admit(&stream) else { return Ok(()) };
-            let work = move || self.connection(&stream, &ticket).unwrap_or_else(|error| log::debug!("connection: {error}"));
-            let refused = |error: &io::Error| log::warn!("a connection was refused: {error}");
-            server::spawn("connection", work).map_err(io::Error::other).inspect_err(refused)
-        };
-        for stream in listener.incoming() {
-            if let Err(error) = stream.and_then(open) {
-                // Out of file descriptors or threads, most likely: connections end all the time.
-                log::debug!("accept: {error}");
-                thread::sleep(Duration::from_millis(20));
-            }
-        }
-    }
-
-    fn connection(&self, stream: &TcpStream, ticket: &Ticket) -> io::Result<()> {
+    pub(crate) fn connection(&self, stream: &TcpStream, ticket: &Ticket) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let session = ServerConnection::new(self.tls.clone()).map_err(io::Error::other)?;
         let mut tls = StreamOwned::new(session, Timed { stream, deadline: Instant::now() + STEP });
         while tls.conn.is_handshaking() {
             tls.conn.complete_io(&mut tls.sock)?;
         }
-        let mut peer = Peer { tls, ticket, verdict: None, buffer: Vec::new() };
-        let retire = Instant::now() + self.age.mul_f64(1.0 + random() / 5.0);
-        loop {
+        let mut peer = Peer { tls, ticket, verdict: None };
+        let (retire, mut last) = (Instant::now() + self.age.mul_f64(1.0 + random() / 5.0), false);
+        while !last {
             let verified = peer.judge(self.trust, None).is_some();
-            let Some(head) = peer.read_head(verified)? else { return peer.close() };
+            let Some(head) = peer.read_head(verified) else { break };
             let answered = head.and_then(|head| self.answer(&mut peer, &head));
-            let (answer, keep) = answered.unwrap_or_else(|error| (encode(&error.response()), false));
-            let last = !keep || self.connections.draining.load(Relaxed) || Instant::now() >= retire;
+            let (answer, keep) = answered.or_else(|error| encode(&error).map(|answer| (answer, false)))?;
+            last = !keep || self.connections.draining.load(Relaxed) || Instant::now() >= retire;
             peer.send(answer, last)?;
-            if last {
-                return peer.close();
-            }
         }
+        peer.close()
     }
 
     /// The inner server's answer, and whether the connection can go on.
@@ -80,12 +64,38 @@ impl Door {
         let identity = peer.judge(self.trust, Some(!self.connections.crowded()));
         let socket = if identity.is_some() { &self.front_proxy } else { &self.direct };
         let answer = exchange(socket, &head.rebuild(identity.as_ref().map(|config| &config.headers)));
-        let failed = |error| {
-            log::warn!("inner server: {error}");
-            refusal!(Internal, "the adapter failed to answer; its log says why (kubectl logs)")
-        };
+        let answer = answer.inspect_err(|error| log::warn!("inner server: {error}"));
+        let failed = |_| refusal!(Internal, "the adapter failed to answer; its log says why (kubectl logs)");
         Ok((answer.map_err(failed)?, head.keep_alive))
     }
+}
+
+/// Gives each connection one of the `places`, and a thread that does `work` with it.
+pub(crate) fn accept(
+    listener: &TcpListener, places: &'static Connections,
+    work: impl Fn(&TcpStream, &Ticket) -> io::Result<()> + Copy + Send + 'static,
+) {
+    let open = |stream: TcpStream| {
+        let stream = Arc::new(stream);
+        let Some(ticket) = places.admit(&stream) else { return Ok(()) };
+        let work = move || work(&stream, &ticket).unwrap_or_else(|error| log::debug!("connection: {error}"));
+        handler::spawn("connection", work).inspect_err(|error| log::warn!("a connection was refused: {error}"))
+    };
+    for stream in listener.incoming() {
+        if let Err(error) = stream.and_then(open) {
+            // Out of file descriptors or threads, most likely: connections end all the time.
+            log::debug!("accept: {error}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Answers whatever is asked for in the clear: there is one thing here, and little time. HTTP/1.0 keeps no connection.
+pub(crate) fn scrape(stream: &TcpStream, handler: &Handler) -> io::Result<()> {
+    let mut plain = Timed { stream, deadline: Instant::now() + STEP };
+    let lines = io::BufReader::new(Read::take(&mut plain, HEAD_UNVERIFIED)).lines();
+    let complete = lines.map_while(Result::ok).any(|line| line.is_empty());
+    if complete { metrics::page(handler).raw_print(plain, (1, 0).into(), &[], false, None) } else { Ok(()) }
 }
 
 fn exchange(socket: &Path, request: &[u8]) -> io::Result<Vec<u8>> {
@@ -99,39 +109,33 @@ fn exchange(socket: &Path, request: &[u8]) -> io::Result<Vec<u8>> {
     if answer.starts_with(b"HTTP/1.1 ") { Ok(answer) } else { Err(UnexpectedEof.into()) }
 }
 
-fn encode(response: &Response) -> Vec<u8> {
-    let Response { status, headers, body } = response;
-    let (phrase, length) = (tiny_http::StatusCode(*status).default_reason_phrase(), body.len());
-    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    let head = format!("HTTP/1.1 {status} {phrase}\r\n{headers}Content-Length: {length}\r\n\r\n");
-    [head.as_bytes(), body].concat()
+fn encode(error: &Error) -> io::Result<Vec<u8>> {
+    let (mut answer, response) = (Vec::new(), error.response());
+    let (code, reason) = (response.status_code().0, error.reason.word());
+    let labels = format!(r#"route="door",code="{code}",reason="{reason}",waited_for="Nothing""#);
+    metrics::add("request_duration_seconds", labels, 0.0);
+    response.raw_print(&mut answer, (1, 1).into(), &[], false, None)?;
+    Ok(answer)
 }
 
-/// A socket whose reads and writes end at one deadline, however slowly the bytes come.
+/// A socket whose reads and writes end at one deadline, however slowly the bytes come. Once it is over, what is left
+/// until then is no timeout that a socket takes: InvalidInput.
 struct Timed<'a> {
     stream: &'a TcpStream,
     deadline: Instant,
 }
 
-impl Timed<'_> {
-    fn stream(&self) -> io::Result<&TcpStream> {
-        let left = self.deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
-        let left = Some(left.ok_or(TimedOut)?);
-        self.stream.set_read_timeout(left)?;
-        self.stream.set_write_timeout(left)?;
-        Ok(self.stream)
-    }
-}
-
 impl Read for Timed<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream()?.read(buffer)
+        self.stream.set_read_timeout(Some(self.deadline.saturating_duration_since(Instant::now())))?;
+        self.stream.read(buffer)
     }
 }
 
 impl Write for Timed<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.stream()?.write(buffer)
+        self.stream.set_write_timeout(Some(self.deadline.saturating_duration_since(Instant::now())))?;
+        self.stream.write(buffer)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -144,8 +148,6 @@ struct Peer<'a> {
     ticket: &'a Ticket,
     /// How the certificate was judged, under which configuration and when.
     verdict: Option<(Arc<RequestHeader>, Instant, bool)>,
-    /// What was received and not yet answered.
-    buffer: Vec<u8>,
 }
 
 impl Peer<'_> {
@@ -157,44 +159,33 @@ impl Peer<'_> {
     }
 
     fn accepts(&mut self, config: &Arc<RequestHeader>) -> bool {
-        let now = Instant::now();
-        let fresh = |at: Instant| now.duration_since(at) < VERDICT;
-        if let Some((_, _, verified)) = self.verdict.as_ref().filter(|it| Arc::ptr_eq(&it.0, config) && fresh(it.1)) {
-            return *verified;
+        if !self.verdict.as_ref().is_some_and(|(under, at, _)| Arc::ptr_eq(under, config) && at.elapsed() < VERDICT) {
+            let judged = config.judge(self.tls.conn.peer_certificates().unwrap_or_default(), unix_now());
+            let verified = judged.inspect_err(|reason| log::debug!("client certificate: {reason}")).is_ok();
+            self.verdict = Some((config.clone(), Instant::now(), verified));
         }
-        let judged = config.judge(self.tls.conn.peer_certificates().unwrap_or_default(), UnixTime::now());
-        let verified = judged.inspect_err(|reason| log::debug!("{reason}")).is_ok();
-        self.verdict = Some((config.clone(), now, verified));
-        verified
+        self.verdict.as_ref().is_some_and(|(.., verified)| *verified)
     }
 
     /// The next head; None if the peer is done or silent for too long.
-    fn read_head(&mut self, verified: bool) -> io::Result<Option<Result<Vec<u8>, Error>>> {
+    fn read_head(&mut self, verified: bool) -> Option<Result<Vec<u8>>> {
         let limit = if verified { HEAD_FRONT_PROXY } else { HEAD_UNVERIFIED };
-        let (mut searched, mut chunk) = (0, [0; 8 * 1024]);
-        self.tls.sock.deadline = Instant::now() + if self.buffer.is_empty() { IDLE } else { STEP };
-        loop {
-            self.ticket.set(verified, !self.buffer.is_empty());
-            if let Some(length) = head::end(&self.buffer, searched).filter(|length| *length <= limit) {
-                let rest = self.buffer.split_off(length);
-                return Ok(Some(Ok(mem::replace(&mut self.buffer, rest))));
-            }
-            if self.buffer.len() >= limit {
-                return Ok(Some(Err(refusal!(HeadTooLarge, "the request head is larger than {limit} bytes"))));
-            }
-            searched = self.buffer.len();
-            match self.tls.read(&mut chunk) {
-                Err(error) if matches!(error.kind(), TimedOut | WouldBlock) && searched > 0 => {
-                    return Ok(Some(Err(refusal!(RequestTimeout, "the request head did not arrive within {STEP:?}"))));
-                }
-                Err(error) if matches!(error.kind(), TimedOut | WouldBlock | UnexpectedEof) => return Ok(None),
-                Ok(0) => return Ok(None),
-                received => self.buffer.extend_from_slice(chunk.get(..received?).unwrap_or_default()),
-            }
-            if searched == 0 {
-                self.tls.sock.deadline = Instant::now() + STEP;
-            }
+        self.ticket.set(verified, false);
+        self.tls.sock.deadline = Instant::now() + IDLE;
+        let mut received = self.tls.fill_buf().map(<[u8]>::len);
+        let begun = matches!(received, Ok(1..));
+        self.ticket.set(verified, begun);
+        self.tls.sock.deadline = Instant::now() + STEP;
+        let (mut head, mut bounded) = (Vec::new(), Read::take(&mut self.tls, limit));
+        while matches!(received, Ok(1..)) && !head.ends_with(b"\r\n\r\n") {
+            received = bounded.read_until(b'\n', &mut head);
         }
+        Some(match received.inspect_err(|error| log::debug!("connection: {error}")).map_err(|error| error.kind()) {
+            Ok(1..) => Ok(head),
+            Ok(0) if bounded.limit() == 0 => Err(refusal!(HeadTooLarge, "the request head is larger than {limit} bytes")),
+            Err(InvalidInput | WouldBlock) if begun => Err(refusal!(RequestTimeout, "the request head took over {STEP:?}")),
+            _ => return None,
+        })
     }
 
     fn send(&mut self, mut answer: Vec<u8>, last: bool) -> io::Result<()> {
@@ -217,6 +208,80 @@ impl Peer<'_> {
     }
 }
 
+/// The live connections: how many there may be, who makes room for whom, and the end of them all.
+#[derive(Default)]
+pub(crate) struct Connections {
+    pub(crate) places: usize,
+    /// In the order they came.
+    pub(crate) live: Mutex<BTreeMap<u64, Entry>>,
+    pub(crate) gone: Condvar,
+    /// Set by a signal to end: answers are the last of their connections; see [`Self::close_idle`].
+    pub(crate) draining: Arc<AtomicBool>,
+}
+
+pub(crate) struct Entry {
+    stream: Arc<TcpStream>,
+    pub(crate) verified: bool,
+    pub(crate) busy: bool,
+    /// To make room; its thread still ends.
+    closed: bool,
+}
+
+/// A connection's place; given back when dropped.
+pub(crate) struct Ticket(&'static Connections, u64);
+
+impl Connections {
+    /// Takes a place. When all are taken, the oldest connection that proved nothing is closed for the new one: nobody
+    /// can be kept out by silent peers. None if only verified peers hold them, or too many that were closed do not end.
+    pub(crate) fn admit(&'static self, stream: &Arc<TcpStream>) -> Option<Ticket> {
+        let mut live = lock(&self.live);
+        // The other places are for connections that were closed and whose threads still end.
+        let usable = self.places - (self.places / 4).max(1);
+        if live.values().filter(|entry| !entry.closed).count() >= usable {
+            let oldest = live.values_mut().find(|entry| !entry.verified && !entry.closed)?;
+            let _ = oldest.stream.shutdown(Shutdown::Both);
+            oldest.closed = true;
+        }
+        let room = self.gone.wait_timeout_while(live, ENDING, |live| live.len() >= self.places);
+        let (mut live, patience) = room.unwrap_or_else(PoisonError::into_inner);
+        if patience.timed_out() {
+            return None;
+        }
+        let id = live.last_key_value().map_or(0, |(last, _)| last + 1);
+        live.insert(id, Entry { stream: stream.clone(), verified: false, busy: false, closed: false });
+        Some(Ticket(self, id))
+    }
+
+    /// Whether places are scarce, such that nobody unknown should hold one for long.
+    pub(crate) fn crowded(&self) -> bool {
+        lock(&self.live).len() > self.places / 4
+    }
+
+    /// Closes what waits for a request, and waits for what is being answered. True if no connection is left.
+    pub(crate) fn close_idle(&self, patience: Duration) -> bool {
+        let live = lock(&self.live);
+        live.values().filter(|entry| !entry.busy).for_each(|entry| drop(entry.stream.shutdown(Shutdown::Read)));
+        let ended = self.gone.wait_timeout_while(live, patience, |live| !live.is_empty());
+        ended.unwrap_or_else(PoisonError::into_inner).0.is_empty()
+    }
+}
+
+impl Ticket {
+    /// Notes whether the peer proved who it is, and whether a request of it is being worked on.
+    pub(crate) fn set(&self, verified: bool, busy: bool) {
+        if let Some(entry) = lock(&self.0.live).get_mut(&self.1) {
+            (entry.verified, entry.busy) = (verified, busy);
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        lock(&self.0.live).remove(&self.1);
+        self.0.gone.notify_all();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -228,10 +293,12 @@ mod tests {
 
     #[test]
     fn an_answer_of_the_doors_own_is_plain_http() {
-        let response = Error::new(Reason::Overloaded, "later").response();
-        let text = String::from_utf8(encode(&response)).unwrap();
+        let text = String::from_utf8(encode(&Error::new(Reason::Overloaded, "later")).unwrap()).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\n"), "{head}");
+        assert!(
+            head.starts_with("HTTP/1.1 429 Too Many Requests\r\n") && head.contains("\r\nContent-Type: application/json\r\n"),
+            "{head}"
+        );
         assert!(head.contains(&format!("Content-Length: {}", body.len())) && head.contains("Retry-After: 1"), "{head}");
     }
 
@@ -261,7 +328,7 @@ mod tests {
         });
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        thread::spawn(move || door.serve(&listener));
+        thread::spawn(move || accept(&listener, door.connections, |stream, ticket| door.connection(stream, ticket)));
         let mut roots = rustls::RootCertStore::empty();
         roots.add(made.cert.der().clone()).unwrap();
         let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -288,5 +355,67 @@ mod tests {
         let count = |text: &str| (text.matches("HTTP/1.1 204").count(), text.matches("Connection: close").count());
         assert_eq!(count(&answers(Duration::from_secs(600))), (3, 1), "the client closes it");
         assert_eq!(count(&answers(Duration::ZERO)), (1, 1), "the door closes it");
+    }
+}
+
+#[cfg(test)]
+mod places {
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    use super::*;
+
+    struct Pair {
+        near: Arc<TcpStream>,
+        far: TcpStream,
+    }
+
+    fn pair() -> Pair {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Pair { near: Arc::new(listener.accept().unwrap().0), far }
+    }
+
+    fn is_closed(pair: &mut Pair) -> bool {
+        pair.far.set_nonblocking(true).unwrap();
+        !matches!(pair.far.read(&mut [0]), Err(error) if error.kind() == WouldBlock)
+    }
+
+    #[test]
+    fn a_new_connection_takes_the_place_of_the_oldest_that_proved_nothing() {
+        let connections = forever(Connections { places: 4, ..Connections::default() });
+        let mut pairs: Vec<Pair> = (0..5).map(|_| pair()).collect();
+        let mut tickets: Vec<Option<Ticket>> = pairs.iter().take(3).map(|pair| connections.admit(&pair.near)).collect();
+        tickets[0].as_ref().unwrap().set(true, false);
+        tickets.push(connections.admit(&pairs[3].near));
+        assert!(tickets[3].is_some());
+        assert_eq!([0, 1, 2].map(|at| is_closed(&mut pairs[at])), [false, true, false]);
+        assert!(connections.admit(&pairs[4].near).is_none(), "what was closed keeps its place until it ends");
+        assert!(is_closed(&mut pairs[2]) && connections.crowded());
+        drop(tickets.drain(1..3));
+        tickets.push(connections.admit(&pairs[2].near));
+        tickets.iter().flatten().for_each(|ticket| ticket.set(true, false));
+        assert!(connections.admit(&pairs[4].near).is_none(), "verified connections are never closed for a new one");
+        tickets.remove(0);
+        assert!(connections.admit(&pairs[4].near).is_some());
+    }
+
+    #[test]
+    fn draining_closes_what_is_idle_and_waits_for_what_is_not() {
+        let connections = forever(Connections { places: 3, ..Connections::default() });
+        let (mut idle, busy) = (pair(), pair());
+        let tickets = [connections.admit(&idle.near).unwrap(), connections.admit(&busy.near).unwrap()];
+        tickets[1].set(false, true);
+        connections.draining.store(true, Relaxed);
+        assert!(connections.draining.load(Relaxed));
+        assert!(!connections.close_idle(Duration::ZERO));
+        assert_eq!((&*idle.near).read(&mut [0]).unwrap(), 0, "the idle connection reads its end");
+        let [first, second] = tickets;
+        drop(first);
+        assert!(!connections.close_idle(Duration::ZERO));
+        drop(second);
+        assert!(connections.close_idle(Duration::ZERO));
+        assert!(!is_closed(&mut idle), "closing is up to the connection's own thread");
     }
 }

@@ -1,8 +1,7 @@
 //! Every refusal the adapter can give, and the one place where it becomes a Kubernetes Status.
 //! It is read in `kubectl describe hpa`, so its message names the thing and the mend; [`Reason::word`] is for scripts.
 
-use crate::api::Response;
-use serde_json::json;
+use crate::prelude::{JSON, Response, json, response};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -27,17 +26,17 @@ macro_rules! ensure {
 pub(crate) use {ensure, refusal};
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $variant:ident = $code:literal $status:literal $word:literal,)+) => {
+    ($($code:literal $status:literal: $($variant:ident = $word:literal),+;)+) => {
         /// What kind of refusal, grouped by who must act.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum Reason { $(#[doc = concat!("`", $word, "`")] $(#[$doc])* $variant,)+ }
+        pub enum Reason { $($(#[doc = concat!("`", $word, "`")] $variant,)+)+ }
 
         impl Reason {
-            pub const ALL: &[Self] = &[$(Self::$variant),+];
+            pub const ALL: &[Self] = &[$($(Self::$variant),+),+];
 
             /// HTTP status, Kubernetes reason, and the stable word for scripts, alerts and documentation.
-            fn row(self) -> (u16, &'static str, &'static str) {
-                match self { $(Self::$variant => ($code, $status, $word),)+ }
+            pub fn row(self) -> (u16, &'static str, &'static str) {
+                match self { $($(Self::$variant => ($code, $status, $word),)+)+ }
             }
         }
     };
@@ -45,41 +44,30 @@ macro_rules! reasons {
 
 reasons! {
     // The caller.
-    InvalidRequest = 400 "BadRequest" "invalid-request",
-    Unauthenticated = 401 "Unauthorized" "unauthenticated",
-    Forbidden = 403 "Forbidden" "forbidden",
-    NotFound = 404 "NotFound" "not-found",
-    MethodNotAllowed = 405 "MethodNotAllowed" "method-not-allowed",
-    NotAcceptable = 406 "NotAcceptable" "not-acceptable",
-    RequestTimeout = 408 "Timeout" "request-timeout",
-    HeadTooLarge = 431 "RequestHeaderFieldsTooLarge" "head-too-large",
-    HttpVersion = 505 "HTTPVersionNotSupported" "http-version",
-    ObjectNotFound = 404 "NotFound" "object-not-found",
+    400 "BadRequest": InvalidRequest = "invalid-request";
+    401 "Unauthorized": Unauthenticated = "unauthenticated";
+    403 "Forbidden": Forbidden = "forbidden";
+    404 "NotFound": NotFound = "not-found", ObjectNotFound = "object-not-found";
+    405 "MethodNotAllowed": MethodNotAllowed = "method-not-allowed";
+    406 "NotAcceptable": NotAcceptable = "not-acceptable";
+    408 "Timeout": RequestTimeout = "request-timeout";
+    431 "RequestHeaderFieldsTooLarge": HeadTooLarge = "head-too-large";
+    505 "HTTPVersionNotSupported": HttpVersion = "http-version";
     // The metric, as it stands in Sysdig.
-    NoData = 404 "NotFound" "no-data",
-    PartlySeen = 404 "NotFound" "partly-seen",
-    MetricNotCollected = 404 "NotFound" "metric-not-collected",
-    TooOld = 503 "ServiceUnavailable" "too-old",
-    NotFinite = 422 "UnprocessableEntity" "not-finite",
-    OutOfRange = 422 "UnprocessableEntity" "out-of-range",
-    Ambiguous = 422 "UnprocessableEntity" "ambiguous",
+    404 "NotFound": NoData = "no-data", PartlySeen = "partly-seen", MetricNotCollected = "metric-not-collected";
+    503 "ServiceUnavailable": TooOld = "too-old";
+    422 "UnprocessableEntity": NotFinite = "not-finite", OutOfRange = "out-of-range", Ambiguous = "ambiguous";
     // The operator of the adapter.
-    NotConfigured = 503 "ServiceUnavailable" "not-configured",
-    ForeignSlot = 503 "ServiceUnavailable" "foreign-apiservice",
-    KubernetesForbidden = 503 "ServiceUnavailable" "kubernetes-forbidden",
-    BackendUnauthorized = 503 "ServiceUnavailable" "backend-unauthorized",
-    BackendForbidden = 503 "ServiceUnavailable" "backend-forbidden",
-    BackendRejected = 404 "NotFound" "backend-rejected",
+    503 "ServiceUnavailable": NotConfigured = "not-configured", ForeignSlot = "foreign-apiservice",
+        KubernetesForbidden = "kubernetes-forbidden",
+        BackendUnauthorized = "backend-unauthorized", BackendForbidden = "backend-forbidden";
+    404 "NotFound": BackendRejected = "backend-rejected";
     // Nobody, or whoever runs what failed.
-    Overloaded = 429 "TooManyRequests" "overloaded",
-    KubernetesConflict = 503 "ServiceUnavailable" "kubernetes-conflict",
-    KubernetesUnavailable = 503 "ServiceUnavailable" "kubernetes-unavailable",
-    BackendRateLimited = 503 "ServiceUnavailable" "backend-rate-limited",
-    BackendError = 503 "ServiceUnavailable" "backend-error",
-    BackendTimeout = 503 "ServiceUnavailable" "backend-timeout",
-    BackendUnreachable = 503 "ServiceUnavailable" "backend-unreachable",
-    BackendInvalidAnswer = 503 "ServiceUnavailable" "backend-invalid-answer",
-    Internal = 500 "InternalError" "internal",
+    429 "TooManyRequests": Overloaded = "overloaded";
+    503 "ServiceUnavailable": KubernetesConflict = "kubernetes-conflict", KubernetesUnavailable = "kubernetes-unavailable",
+        BackendRateLimited = "backend-rate-limited", BackendError = "backend-error", BackendTimeout = "backend-timeout",
+        BackendUnreachable = "backend-unreachable", BackendInvalidAnswer = "backend-invalid-answer";
+    500 "InternalError": Internal = "internal";
 }
 
 impl Reason {
@@ -89,13 +77,13 @@ impl Reason {
 
     /// Whether the last good value stands in for it, until that is too old.
     pub(crate) fn is_passing(self) -> bool {
-        let lasting = [Self::ObjectNotFound, Self::NotFinite, Self::OutOfRange, Self::Ambiguous, Self::InvalidRequest];
-        !lasting.contains(&self)
+        !matches!(self, Self::ObjectNotFound | Self::NotFinite | Self::OutOfRange | Self::Ambiguous | Self::InvalidRequest)
     }
+}
 
-    /// Whether it says something about Sysdig as a whole.
-    pub(crate) fn is_everybodys(self) -> bool {
-        self.word().starts_with("backend-") && self != Self::BackendRejected
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.reason.word(), self.message)
     }
 }
 
@@ -109,19 +97,14 @@ impl Error {
     /// for all that time. Source: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/>.
     pub(crate) fn response(&self) -> Response {
         let (code, reason, word) = self.reason.row();
-        let mut details = json!({ "causes": [{ "reason": word }] });
-        if let Some(seconds) = self.retry_after {
-            details["retryAfterSeconds"] = seconds.into();
-        }
-        let status = json!({
+        let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": self.message,
-            "reason": reason, "details": details, "code": code,
+            "reason": reason, "details": { "causes": [{ "reason": word }] }, "code": code,
         });
-        let mut response = Response::json(code, &status);
-        if self.reason == Reason::Overloaded {
-            response.headers.push(("Retry-After", self.retry_after.unwrap_or(1).to_string()));
+        if let Some(seconds) = self.retry_after {
+            status["details"]["retryAfterSeconds"] = seconds.into();
         }
-        response
+        response(code, JSON, status.to_string(), if code == 429 { &[("Retry-After", "1")] } else { &[] })
     }
 }
 
@@ -143,14 +126,15 @@ mod tests {
         let mut words = BTreeSet::new();
         for &reason in Reason::ALL {
             let response = Error { retry_after: Some(7), ..Error::new(reason, "say what to do") }.response();
-            let status: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
+            let (code, headers) = (response.status_code().0, response.headers().to_vec());
+            let status: serde_json::Value = serde_json::from_reader(response.into_reader()).unwrap();
             assert_eq!(status["kind"], "Status", "{reason:?}");
             assert_eq!(status["message"], "say what to do");
-            assert_eq!(status["code"], response.status);
-            assert!(response.status >= 400);
+            assert_eq!(status["code"], code);
+            assert!(code >= 400);
             assert_eq!(status["details"]["causes"][0]["reason"], reason.word());
             assert_eq!(status["details"]["retryAfterSeconds"], 7);
-            assert_eq!(response.headers.iter().any(|(n, _)| *n == "Retry-After"), response.status == 429);
+            assert_eq!(headers.iter().any(|it| it.field.equiv("Retry-After")), code == 429);
             assert!(words.insert(reason.word()), "{reason:?} shares its word");
         }
         assert_eq!(words.len(), Reason::ALL.len());

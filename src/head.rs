@@ -3,6 +3,7 @@
 //! is nothing for two parsers to disagree about. Source: <https://www.rfc-editor.org/rfc/rfc9112>.
 
 use crate::{auth::User, prelude::*, route::percent_decode, route::read_only};
+use ureq::http::HeaderName;
 
 /// The headers that mean something to the inner server, in lower case.
 const FORWARDED: [&str; 3] = ["accept", "authorization", "if-none-match"];
@@ -17,15 +18,9 @@ pub type IdentityHeaders = [Vec<String>; 4];
 pub struct Head<'a> {
     method: &'a str,
     target: &'a str,
-    headers: Vec<(String, &'a [u8])>,
+    headers: Vec<(HeaderName, &'a [u8])>,
     /// Whether the sender wants to send more requests.
     pub keep_alive: bool,
-}
-
-/// Finds the end of the head in `bytes`, looking from `from` on: the index behind the blank line.
-pub fn end(bytes: &[u8], from: usize) -> Option<usize> {
-    let start = from.saturating_sub(3);
-    bytes.get(start..)?.windows(4).position(|window| window == b"\r\n\r\n").map(|at| start + at + 4)
 }
 
 impl<'a> Head<'a> {
@@ -34,29 +29,28 @@ impl<'a> Head<'a> {
         let text = bytes.strip_suffix(b"\r\n\r\n").ok_or_else(|| refusal!(InvalidRequest, "the request head is incomplete"))?;
         // A line that LF alone ends is not split off, and refused for holding a control character.
         let mut lines = text.split_inclusive(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r\n").unwrap_or(line));
-        let (method, target, newer) = request_line(lines.next().unwrap_or_default())?;
+        let malformed = || refusal!(InvalidRequest, "the request line is malformed");
+        let words: Vec<&str> = ascii(lines.next().unwrap_or_default()).ok_or_else(malformed)?.split(' ').collect();
+        let &[method, target, version] = words.as_slice() else { return Err(malformed()) };
+        let fits = Method::from_bytes(method.as_bytes()).is_ok() && method.len() <= 32 && target.starts_with('/');
+        let number = version.strip_prefix("HTTP/").filter(|_| fits).ok_or_else(malformed)?;
+        ensure!(["1.0", "1.1"].contains(&number), HttpVersion, "{} is not served: use HTTP/1.1", quoted(version));
         let headers: Option<Vec<_>> = lines.take(MOST_HEADERS + 1).map(header).collect();
         let headers = headers.ok_or_else(|| refusal!(InvalidRequest, "a header line is malformed"))?;
         ensure!(headers.len() <= MOST_HEADERS, HeadTooLarge, "more than {MOST_HEADERS} headers");
-        let head = Self { method, target, headers, keep_alive: newer };
+        let head = Self { method, target, headers, keep_alive: number == "1.1" };
         Ok(Self { keep_alive: head.check()?, ..head })
     }
 
     /// The head for the inner server; the identity is passed on for `identity` only, percent-encoded.
     pub fn rebuild(&self, identity: Option<&IdentityHeaders>) -> Vec<u8> {
-        let mut out = format!("{} {} HTTP/1.1\r\nHost: adapter\r\nConnection: close\r\n", self.method, self.target);
-        let mut line = |name: &str, value: &str| out.extend([name, ": ", value, "\r\n"]);
-        for name in FORWARDED {
+        let forwarded = FORWARDED.iter().filter_map(|name| {
             let values: Vec<&str> = self.values(name).filter_map(ascii).collect();
-            if !values.is_empty() {
-                line(name, &values.join(", "));
-            }
-        }
-        if let Some(identity) = identity {
-            line("X-Remote", &percent_encode(json!(self.user(identity)).to_string()));
-        }
-        out.push_str("\r\n");
-        out.into_bytes()
+            (!values.is_empty()).then(|| format!("{name}: {}\r\n", values.join(", ")))
+        });
+        let user = identity.map(|identity| format!("X-Remote: {}\r\n", percent_encode(json!(self.user(identity)).to_string())));
+        let (method, target, lines) = (self.method, self.target, forwarded.chain(user).collect::<String>());
+        format!("{method} {target} HTTP/1.1\r\nHost: adapter\r\nConnection: close\r\n{lines}\r\n").into_bytes()
     }
 
     /// Whom it names; what is not UTF-8 names nobody.
@@ -67,9 +61,9 @@ impl<'a> Head<'a> {
         let groups = group.iter().flat_map(|name| self.values(name)).filter(|it| !it.is_empty()).filter_map(text).collect();
         let mut user = User { name, uid, groups, ..User::default() };
         for (name, value) in &self.headers {
-            let Some(key) = extra_prefix.iter().find_map(|prefix| name.strip_prefix(prefix.as_str())) else { continue };
+            let Some(key) = extra_prefix.iter().find_map(|prefix| name.as_str().strip_prefix(prefix)) else { continue };
             // As at the API server, a key that is no encoding stands for itself.
-            let key = percent_decode(key, false).unwrap_or_else(|| key.to_owned());
+            let key = percent_decode(key).unwrap_or_else(|| key.to_owned());
             user.extra.entry(key).or_default().extend(text(value));
         }
         user
@@ -82,9 +76,8 @@ impl<'a> Head<'a> {
     /// Whether the connection is kept, if the headers say what is served.
     fn check(&self) -> Result<bool, Error> {
         let has = |name: &str| self.values(name).next().is_some();
-        let options = self.values("connection").flat_map(|value| value.split(|&byte| byte == b','));
-        let options: Vec<_> = options.map(|option| option.trim_ascii().to_ascii_lowercase()).collect();
-        let asks = |option: &str| options.iter().any(|it| it == option.as_bytes());
+        let options = || self.values("connection").flat_map(|value| value.split(|&byte| byte == b','));
+        let asks = |option: &str| options().any(|it| it.trim_ascii().eq_ignore_ascii_case(option.as_bytes()));
         let hosts = self.values("host").count();
         let body = has("transfer-encoding") || self.values("content-length").any(|value| value != b"0");
         let why = match self.method {
@@ -98,29 +91,12 @@ impl<'a> Head<'a> {
     }
 }
 
-/// Method, target, and whether this is HTTP/1.1 and not 1.0.
-fn request_line(line: &[u8]) -> Result<(&str, &str, bool), Error> {
-    let malformed = || refusal!(InvalidRequest, "the request line is malformed");
-    let words: Vec<&str> = ascii(line).ok_or_else(malformed)?.split(' ').collect();
-    let &[method, target, version] = words.as_slice() else { return Err(malformed()) };
-    let fits = is_token(method.as_bytes()) && method.len() <= 32 && target.starts_with('/');
-    match version {
-        "HTTP/1.1" | "HTTP/1.0" if fits => Ok((method, target, version == "HTTP/1.1")),
-        _ if !fits || !version.starts_with("HTTP/") => Err(malformed()),
-        _ => Err(refusal!(HttpVersion, "{} is not served: use HTTP/1.1", quoted(version))),
-    }
-}
-
-/// Name in lower case and trimmed value, which may be UTF-8, as Go sends user names.
-fn header(line: &[u8]) -> Option<(String, &[u8])> {
-    let colon = line.iter().position(|&byte| byte == b':')?;
-    let (name, value) = (line.get(..colon)?, line.get(colon + 1..)?);
-    let fits = is_token(name) && !value.iter().any(|&byte| byte.is_ascii_control() && byte != b'\t');
-    fits.then_some((ascii(name)?.to_ascii_lowercase(), value.trim_ascii()))
-}
-
-fn is_token(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+/// Name and trimmed value, which may be UTF-8, as Go sends user names.
+fn header(line: &[u8]) -> Option<(HeaderName, &[u8])> {
+    let mut parts = line.splitn(2, |&byte| byte == b':');
+    let (name, value) = (HeaderName::from_bytes(parts.next()?).ok()?, parts.next()?);
+    let fits = !value.iter().any(|&byte| byte.is_ascii_control() && byte != b'\t');
+    fits.then_some((name, value.trim_ascii()))
 }
 
 fn ascii(bytes: &[u8]) -> Option<&str> {
@@ -144,7 +120,7 @@ mod tests {
     fn named(head: &str) -> User {
         assert!(head.is_ascii(), "{head}");
         let line = head.split("\r\n").find_map(|line| line.strip_prefix("X-Remote: ")).expect("the identity");
-        serde_json::from_str(&percent_decode(line, false).unwrap()).unwrap()
+        serde_json::from_str(&percent_decode(line).unwrap()).unwrap()
     }
 
     #[test]
@@ -233,14 +209,5 @@ mod tests {
         let groups = |n| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X-Remote-Group: g\r\n".repeat(n));
         assert_eq!(named(&rebuilt(&groups(10_000), Some(&kubernetes()))).groups.len(), 10_000);
         assert_eq!(Head::parse(groups(20_001).as_bytes()).map_err(|e| e.reason), Err(Reason::HeadTooLarge));
-    }
-
-    #[test]
-    fn the_end_of_a_head_is_found_across_reads() {
-        assert_eq!(end(b"GET / HTTP/1.1\r\n\r\nrest", 0), Some(18));
-        assert_eq!(end(b"GET / HTTP/1.1\r\n\r\n", 17), Some(18));
-        assert_eq!(end(b"GET / HTTP/1.1\r\n\r", 0), None);
-        assert_eq!(end(b"", 0), None);
-        assert_eq!(end(b"\r\n\r\n", 9), None);
     }
 }

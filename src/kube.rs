@@ -2,10 +2,10 @@
 //! rotate. No proxy is used. Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/>.
 
 use crate::prelude::*;
-use crate::tls::{agent, certificates, exchange, explain};
-use crate::{requestheader::RequestHeader, sysdig::remark};
-use ureq::Agent;
+use crate::{requestheader::RequestHeader, sysdig::remark, tls::agent, tls::certificates, tls::exchange, tls::explain};
 
+/// Restores roles, and APIServices.
+pub(crate) const ROLES: &str = "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml";
 /// Less than a reader waits, who is told then that it was not Sysdig.
 const TIMEOUT: Duration = Duration::from_secs(4);
 /// How long an object is known to be there, which there are and how many of their pods are Ready, and that one is not.
@@ -21,8 +21,8 @@ const METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s
 const REQUEST_HEADER: &str = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
 
 pub struct Kube {
-    config: Config,
-    agent: Mutex<Option<(Vec<u8>, Agent)>>,
+    pub(crate) config: Config,
+    agent: Mutex<Option<(Vec<u8>, ureq::Agent)>>,
     /// By path, with the time of the answer.
     lists: Mutex<BTreeMap<String, (Instant, Objects)>>,
 }
@@ -31,22 +31,15 @@ pub struct Kube {
 pub type Objects = Arc<BTreeMap<Object, Ready>>;
 
 /// The Ready pods of an object: how many, and of a Service which.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ready {
-    pub count: u64,
-    pub pods: BTreeSet<String>,
-}
+pub type Ready = (u64, BTreeSet<String>);
 
-impl Ready {
-    /// Adds what an object tells: a workload in its status, an EndpointSlice once for each port and address family.
-    fn add(&mut self, object: &Value) {
-        let counts = ["/status/readyReplicas", "/status/numberReady", "/status/ready"];
-        self.count += counts.iter().find_map(|pointer| object.pointer(pointer)?.as_u64()).unwrap_or(0);
-        let ready = |endpoint: &&Value| endpoint.pointer("/conditions/ready") != Some(&Value::Bool(false));
-        let name = |it: &Value| Some(it.pointer("/targetRef/name").or_else(|| it.pointer("/addresses/0"))?.as_str()?.to_owned());
-        self.pods.extend(items(object, "/endpoints").filter(ready).filter_map(name));
-        self.count = self.count.max(self.pods.len() as u64);
-    }
+/// Adds what an object tells: a workload in its status, an EndpointSlice once for each port and address family.
+fn add_ready((count, pods): &mut Ready, object: &Value) {
+    *count += ["readyReplicas", "numberReady", "ready"].iter().find_map(|key| object["status"][key].as_u64()).unwrap_or(0);
+    let ready = |endpoint: &&Value| endpoint["conditions"]["ready"] != false;
+    let name = |it: &Value| Some(it.pointer("/targetRef/name").or_else(|| it.pointer("/addresses/0"))?.as_str()?.to_owned());
+    pods.extend(items(object, "/endpoints").filter(ready).filter_map(name));
+    *count = (*count).max(pods.len() as u64);
 }
 
 impl Kube {
@@ -60,8 +53,7 @@ impl Kube {
         let unfinished = if *of == Resource::PODS { "status.phase!=Succeeded,status.phase!=Failed" } else { "" };
         let [labels, fields] = [labels, unfinished].map(percent_encode);
         let path = path(of, namespace, &format!("?limit={PAGE}&labelSelector={labels}&fieldSelector={fields}"));
-        let lifetime = if wanted.is_some() { NAMES } else { READY };
-        self.listed(&path, METADATA, lifetime, wanted, of)
+        self.listed(&path, METADATA, if wanted.is_some() { NAMES } else { READY }, wanted, of)
     }
 
     /// The Ready pods of a workload or Service, out of such a list. Errors: the API cannot tell.
@@ -74,11 +66,11 @@ impl Kube {
     /// A list with all of its pages, remembered for `age`, or for less where `wanted` is missing in it.
     fn listed(&self, path: &str, form: &str, age: Duration, wanted: Option<&Object>, of: &Resource) -> Result<Objects> {
         let now = Instant::now();
-        if let Some((at, known)) = lock(&self.lists).get(path).filter(|_| !self.config.refresh_interval.is_zero()) {
-            let missing = wanted.is_some_and(|wanted| !known.contains_key(wanted));
-            if now.duration_since(*at) < if missing { MISSING } else { age } {
-                return Ok(known.clone());
-            }
+        let age = |known: &Objects| if wanted.is_some_and(|it| !known.contains_key(it)) { MISSING } else { age };
+        let fresh = |(at, known): &&(Instant, Objects)| now.duration_since(*at) < age(known);
+        let known = lock(&self.lists).get(path).filter(fresh).map(|(_, known)| known.clone());
+        if let Some(known) = known.filter(|_| !self.config.refresh_interval.is_zero()) {
+            return Ok(known);
         }
         let (mut found, mut next) = (BTreeMap::<Object, Ready>::new(), String::new());
         for _ in 0..MOST_PAGES {
@@ -87,7 +79,7 @@ impl Kube {
                 let text = |pointer: &str| item.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
                 let slice = *of == Resource::ENDPOINT_SLICES;
                 let name = if slice { "/metadata/labels/kubernetes.io~1service-name" } else { "/metadata/name" };
-                found.entry((text("/metadata/namespace"), text(name))).or_default().add(item);
+                add_ready(found.entry((text("/metadata/namespace"), text(name))).or_default(), item);
             }
             let Some(token) = page["metadata"]["continue"].as_str().filter(|token| !token.is_empty()) else {
                 let (mut lists, found) = (lock(&self.lists), Arc::new(found));
@@ -115,28 +107,30 @@ impl Kube {
     /// One call whose answer is an object. `what` names its subject for the reader of an error.
     /// Errors: [`Reason::ObjectNotFound`], [`Reason::KubernetesForbidden`] or [`Reason::KubernetesUnavailable`].
     pub fn call(&self, method: Method, path: &str, accept: &str, body: Option<&Value>, what: &str) -> Result<Value> {
-        let missing = "KUBERNETES_SERVICE_HOST is not set; the adapter runs in a pod with a service account";
-        let base = self.config.kubernetes.as_ref().ok_or_else(|| unavailable(missing))?;
-        let token = String::from_utf8(self.file("token")?).ok().and_then(|text| Secret::new(text.trim()));
-        let token = token.ok_or_else(|| unavailable("the service account directory holds no usable token"))?;
-        let kind = if method == Method::PATCH { "application/merge-patch+json" } else { JSON };
-        let (url, body) = (format!("{base}{path}"), body.map(Value::to_string).unwrap_or_default());
-        let sent = exchange(&self.agent()?, method, &url, &token, [accept, kind], body);
-        let sent = sent.and_then(|(status, _, body)| Ok((status, body?)));
-        let (status, answer) = sent.map_err(|error| unavailable(&explain(&error)))?;
-        let says = || quoted(&remark(&answer).replace(token.expose(), "(hidden)"));
-        let mend =
-            "kubectl apply -f manifests/01-sysdig-metrics-rbac.yml restores its roles (of custom resources: docs/definitions.md)";
-        Err(match status {
-            200 | 201 => return serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON")),
-            400 if accept == METADATA && !path.contains("labelSelector=&") => {
-                refusal!(InvalidRequest, "the Kubernetes API does not understand the labelSelector: {}", says())
-            }
-            401 => unavailable("it does not accept the service account token (401)"),
-            403 => refusal!(KubernetesForbidden, "the adapter lacks a permission for {what}, {mend} ({})", says()),
-            409 => refusal!(KubernetesConflict, "{what} was changed by others meanwhile"),
-            404 => refusal!(ObjectNotFound, "{what} does not exist"),
-            other => unavailable(&format!("it answers {other}: {}", says())),
+        metrics::timed("kubernetes_call_duration_seconds", "", || {
+            let missing = "KUBERNETES_SERVICE_HOST is not set; the adapter runs in a pod with a service account";
+            let base = self.config.kubernetes.as_ref().ok_or_else(|| unavailable(missing))?;
+            let token = String::from_utf8(self.file("token")?).ok().and_then(|text| Secret::new(text.trim()));
+            let token = token.ok_or_else(|| unavailable("the service account directory holds no usable token"))?;
+            let kind = if method == Method::PATCH { "application/merge-patch+json" } else { JSON };
+            let (url, body) = (format!("{base}{path}"), body.map(Value::to_string).unwrap_or_default());
+            let sent = exchange(&self.agent()?, method, &url, &token, [accept, kind], body);
+            let sent = sent.and_then(|answer| Ok((answer.status().as_u16(), answer.into_body()?)));
+            let (status, answer) = sent.map_err(|error| unavailable(&explain(&error)))?;
+            let says = || remark(&answer, &token);
+            let mend =
+                "restores its roles (of custom resources: docs/definitions.md; of explain: manifests/components/doctor-rbac)";
+            Err(match status {
+                200 | 201 => return serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON")),
+                400 if accept == METADATA && !path.contains("labelSelector=&") => {
+                    refusal!(InvalidRequest, "the Kubernetes API does not understand the labelSelector: {}", says())
+                }
+                401 => unavailable("it does not accept the service account token (401)"),
+                403 => refusal!(KubernetesForbidden, "the adapter lacks a permission for {what}, {ROLES} {mend} ({})", says()),
+                409 => refusal!(KubernetesConflict, "{what} was changed by others meanwhile"),
+                404 => refusal!(ObjectNotFound, "{what} does not exist"),
+                other => unavailable(&format!("it answers {other}: {}", says())),
+            })
         })
     }
 
@@ -145,15 +139,13 @@ impl Kube {
         std::fs::read(&path).map_err(|error| unavailable(&format!("{}: {error}", path.display())))
     }
 
-    fn agent(&self) -> Result<Agent> {
+    fn agent(&self) -> Result<ureq::Agent> {
         let (ca, mut cached) = (self.file("ca.crt")?, lock(&self.agent));
         if let Some((_, agent)) = cached.as_ref().filter(|(known, _)| *known == ca) {
             return Ok(agent.clone());
         }
         let roots = certificates(&ca).map_err(|mistake| unavailable(&format!("ca.crt holds {mistake}")))?;
-        let made = agent(Some(&roots), true, TIMEOUT, None);
-        *cached = Some((ca, made.clone()));
-        Ok(made)
+        Ok(cached.insert((ca, agent(Some(&roots), true, TIMEOUT, None))).1.clone())
     }
 }
 
@@ -166,7 +158,7 @@ pub(crate) fn named(resource: &Resource, namespace: &str, name: &str) -> String 
     format!("{} {name}{place}", resource.kind)
 }
 
-fn path(Resource { plural, api_version, .. }: &Resource, namespace: &str, rest: &str) -> String {
+pub(crate) fn path(Resource { plural, api_version, .. }: &Resource, namespace: &str, rest: &str) -> String {
     let base = if api_version.contains('/') { "/apis" } else { "/api" };
     let place = if namespace.is_empty() { String::new() } else { format!("/namespaces/{namespace}") };
     format!("{base}/{api_version}{place}/{plural}{rest}")
@@ -202,8 +194,8 @@ mod tests {
     fn ready_pods_are_those_that_a_workload_counts_or_a_slice_names() {
         let ready = |objects: &[Value]| {
             let mut ready = Ready::default();
-            objects.iter().for_each(|object| ready.add(object));
-            ready.count
+            objects.iter().for_each(|object| add_ready(&mut ready, object));
+            ready.0
         };
         for (status, expected) in [
             (json!({ "readyReplicas": 3, "replicas": 5 }), 3),

@@ -4,10 +4,9 @@
 mod api;
 mod auth;
 mod certs;
-mod changes;
+pub mod commands;
 pub mod config;
-mod connections;
-mod data;
+pub mod data;
 pub mod definitions;
 pub mod der;
 mod discovery;
@@ -16,6 +15,7 @@ pub mod error;
 mod handler;
 pub mod head;
 pub mod kube;
+mod metrics;
 mod promql;
 pub mod quantity;
 mod readings;
@@ -23,25 +23,21 @@ pub mod requestheader;
 pub mod route;
 pub mod run;
 pub mod selector;
-mod server;
 mod store;
 pub mod sysdig;
-mod timestamp;
 pub mod tls;
 
 /// The adapter's own words, and those of others that nearly every file uses.
 mod prelude {
-    pub(crate) use crate::api::{JSON, Response};
+    pub(crate) use crate::api::{JSON, Response, response, rfc3339};
     pub(crate) use crate::config::{Config, Secret};
     pub(crate) use crate::error::{Error, Reason, Result, ensure, quoted, refusal};
-    pub(crate) use crate::kube::{Kube, items, named};
+    pub(crate) use crate::kube::{Kube, ROLES, items, named};
     pub(crate) use crate::route::{APIS, EXTERNAL, GROUP, Read, Resource, Route, Select, percent_encode};
     pub(crate) use crate::selector::{Operator, Requirement, Tuning, settle};
     pub(crate) use crate::sysdig::{Object, Question, Row, Rows, Scope, Sysdig};
-    pub(crate) use crate::timestamp::{rfc3339, unix_now};
-    pub(crate) use crate::{
-        changes, connections::Connections, forever, lock, quantity::Quantity, requestheader::Trust, tls::Serving,
-    };
+    pub(crate) use crate::{door::Connections, forever, lock, metrics, quantity::Quantity, unix_now};
+    pub(crate) use crate::{requestheader::Trust, tls::Serving};
     pub(crate) use serde_json::{Value, json};
     pub(crate) use std::collections::{BTreeMap, BTreeSet};
     pub(crate) use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -51,10 +47,14 @@ mod prelude {
     pub(crate) use ureq::http::Method;
 }
 
-/// At least 0 and below 1, for what must not happen everywhere at the same time.
+pub(crate) fn unix_now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// At least 0 and below 1, in the 53 bits of the type, for what must differ between replicas or starts.
 pub(crate) fn random() -> f64 {
     use std::hash::{BuildHasher, RandomState};
-    (RandomState::new().hash_one(0_u8) % 1024) as f64 / 1024.0
+    (RandomState::new().hash_one(0_u8) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// What lives as long as the process does.

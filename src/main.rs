@@ -1,13 +1,8 @@
-//! The `sysdig-metrics-adapter` program; its settings are environment variables, see README.md.
+//! The `sysdig-metrics-adapter` program: the server, or a command; its settings are environment variables, see README.md.
 
-use std::io::{Write, stderr};
-use std::process::ExitCode;
+use sysdig_metrics_adapter::{commands, run};
 
-fn main() -> ExitCode {
-    if std::env::args_os().len() < 2 {
-        return sysdig_metrics_adapter::run::run();
-    }
-    let name = concat!("sysdig-metrics-adapter ", env!("CARGO_PKG_VERSION"));
-    let _ = writeln!(stderr(), "{name} takes no arguments: its settings are environment variables, see README.md");
-    ExitCode::from(2)
+fn main() -> std::process::ExitCode {
+    let arguments: Vec<String> = std::env::args_os().skip(1).map(|it| it.to_string_lossy().into_owned()).collect();
+    if arguments.is_empty() { run::run() } else { commands::run(&arguments) }
 }

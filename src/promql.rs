@@ -1,10 +1,8 @@
-//! Questions in PromQL, to Sysdig's Prometheus API.
-//! One request asks for several things of each object: the value, the newest sample's time, the pods that Sysdig sees,
+//! Questions in PromQL: one request asks for the value of each object, its newest sample's time, the pods that Sysdig sees,
 //! and how late samples arrive. Source: <https://docs.sysdig.com/en/sysdig-monitor/prometheuspublicapiservicelimits>.
 
 use crate::prelude::*;
-use crate::sysdig::{STEP, invalid_answer};
-use std::mem;
+use crate::sysdig::{STEP, UNUSABLE};
 
 /// Sysdig's own metrics: the old id, the name in PromQL, and what a sample is. `delta`: the change since the sample
 /// before, as the agent tells it; `gauge`: a state. What applications tell is a `counter`: a total since some start.
@@ -12,7 +10,6 @@ use std::mem;
 pub(crate) const OWN: &str = include_str!("legacy-metrics.txt");
 /// Every container has it, whatever its traffic.
 const COMPANION: &str = "sysdig_container_up";
-const CLUSTER: &str = "kube_cluster_name";
 /// No group aggregation of Sysdig's: the average over containers, of which each must have one series.
 pub(crate) const EACH: &str = "each";
 /// The labels of a series that tell its container, and one of before a restart from one of after it.
@@ -20,8 +17,9 @@ const CONTAINER: [&str; 7] =
     ["kube_namespace_name", "kube_pod_name", "kube_pod_uid", "container_name", "container", "container_id", "instance"];
 /// The label that tells the parts of an answer apart.
 const PART: &str = "sysdig_metrics_adapter";
-/// A longer query travels in a body.
+/// A longer query travels in a body, which is of this type.
 const LONGEST_GET: usize = 2000;
+const FORM: &str = "application/x-www-form-urlencoded";
 /// Samples that arrive later than this are not waited for.
 const MOST_LAG: u64 = 60;
 
@@ -41,7 +39,7 @@ pub(crate) fn rows(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64
 
 /// The rows of a window that ends `lag` before `end`, and the lag that the answer shows.
 fn rows_at(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64, lag: u64) -> Result<(Rows, u64)> {
-    let answer = ask(sysdig, &query(question, scope, sysdig.cluster()?, lag)?, end)?;
+    let answer = ask(sysdig, &query(question, &question.requirements(scope, sysdig.cluster()?), lag)?, end)?;
     let (_, kind) = series(question)?;
     let (mut rows, mut seen, mut known) = (Rows::new(), lag, BTreeMap::new());
     for series in items(&answer, "/data/result") {
@@ -55,20 +53,20 @@ fn rows_at(sysdig: &Sysdig, question: &Question, scope: &Scope, end: u64, lag: u
         let name = |label: Option<&str>| label.map_or("", |label| text(&label_name(label))).to_owned();
         let object = Object::from(question.object_labels().map(name));
         // What was silent for five minutes has no time, however long the window is.
-        let old = end.saturating_sub(lag + question.tuning.window);
-        let empty = Row { end: old, value: None, pods: Some(0), differing: String::new() };
+        let empty = Row { end: end.saturating_sub(lag + question.tuning.window), pods: Some(0), ..Row::default() };
         let row = rows.entry(object.clone()).or_insert(empty);
         match text(PART) {
             "value" if row.value.is_none() => row.value = Some(Quantity::parse(value)),
             "several" => {
                 let each = question.tuning.group == EACH;
                 let whose = CONTAINER.map(|label| labels[label].as_str().filter(|_| each));
-                let other = known.insert((object, whose), labels);
-                row.differing = other.map_or_else(|| mem::take(&mut row.differing), |other| differing(other, labels));
+                if let Some(other) = known.insert((object, whose), labels) {
+                    row.differing = differing(other, labels);
+                }
             }
             "pods" => row.pods = value.parse().ok(),
             "time" => row.end = time.min(end - lag),
-            _ => return Err(invalid_answer("it has a series that was not asked for")),
+            _ => return Err(refusal!(BackendInvalidAnswer, "{UNUSABLE}: it has a series that was not asked for")),
         }
     }
     // Silence of what counts changes is idleness, if the pods are seen; of anything else it is just silence.
@@ -88,29 +86,25 @@ fn differing(one: &Value, other: &Value) -> String {
 }
 
 pub(crate) fn is_collected(sysdig: &Sysdig, question: &Question, end: u64) -> Result<bool> {
-    let ((name, _), cluster) = (series(question)?, matchers(sysdig.cluster()?, &[]));
+    let ((name, _), cluster) = (series(question)?, matchers(&[sysdig.cluster()?]));
     let answer = ask(sysdig, &format!("count(last_over_time({name}{{{cluster}}}[1d]))"), end)?;
     Ok(items(&answer, "/data/result").next().is_some())
 }
 
 pub(crate) fn names(sysdig: &Sysdig) -> Result<Vec<String>> {
-    let answer: Value = sysdig.ask("/prometheus/api/v1/label/__name__/values", None)?;
+    let answer = sysdig.ask("/prometheus/api/v1/label/__name__/values", JSON, String::new())?;
     Ok(items(&answer, "/data").filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
 fn ask(sysdig: &Sysdig, query: &str, time: u64) -> Result<Value> {
     let (path, form) = ("/prometheus/api/v1/query", format!("query={}&time={time}", percent_encode(query)));
-    let answer: Value = match form.len() > LONGEST_GET {
-        true => sysdig.ask(path, Some(("application/x-www-form-urlencoded", form)))?,
-        false => sysdig.ask(&format!("{path}?{form}"), None)?,
-    };
+    let long = form.len() > LONGEST_GET;
+    let answer: Value =
+        if long { sysdig.ask(path, FORM, form) } else { sysdig.ask(&format!("{path}?{form}"), JSON, String::new()) }?;
+    ensure!(answer["data"]["resultType"] == "vector", BackendInvalidAnswer, "{UNUSABLE}: it is no vector");
     // What begins otherwise is a remark on the query; all else means that series are missing.
     let cut = items(&answer, "/warnings").filter_map(Value::as_str).find(|it| !it.starts_with("PromQL ")).map(quoted);
-    match cut {
-        Some(warning) => Err(invalid_answer(&format!("it is not whole: {warning}"))),
-        None if answer["data"]["resultType"] != "vector" => Err(invalid_answer("it is no vector")),
-        None => Ok(answer),
-    }
+    cut.map_or(Ok(answer), |cut| Err(refusal!(BackendInvalidAnswer, "{UNUSABLE}: it is not whole: {cut}")))
 }
 
 /// Name of the series of a metric, and what a sample of it is.
@@ -121,10 +115,9 @@ pub(crate) fn series(question: &Question) -> Result<(String, &'static str)> {
         return Ok((name.unwrap_or_default().to_owned(), "template"));
     }
     let own = OWN.lines().filter_map(|line| line.split_once(' ').and_then(|(id, it)| Some((id, it.split_once(' ')?))));
-    let container = ["sysdig_host_", "sysdig_program_"].iter().find_map(|flavour| metric.strip_prefix(flavour));
-    let container = container.map_or_else(|| metric.to_owned(), |rest| format!("sysdig_container_{rest}"));
+    let container = metric.replacen("sysdig_host_", "sysdig_container_", 1).replacen("sysdig_program_", "sysdig_container_", 1);
     if let Some((id, (name, kind))) = own.clone().find(|(id, (name, _))| *id == metric || *name == container) {
-        let flavour = if question.is_host() { "sysdig_host_" } else { "sysdig_container_" };
+        let flavour = if *question.resource == Resource::NODES { "sysdig_host_" } else { "sysdig_container_" };
         let name = if id == metric { name.replacen("sysdig_container_", flavour, 1) } else { metric.to_owned() };
         return Ok((name, kind));
     }
@@ -137,11 +130,11 @@ pub(crate) fn series(question: &Question) -> Result<(String, &'static str)> {
     Ok((metric.to_owned(), if total && !metric.starts_with("sysdig_") { "counter" } else { "gauge" }))
 }
 
-fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64) -> Result<String> {
+/// The query about the objects `within` these requirements.
+pub(crate) fn query(question: &Question, within: &[Requirement], lag: u64) -> Result<String> {
     let Tuning { time, group, window } = question.tuning;
     let (name, kind) = series(question)?;
-    let within = scope.requirements(question);
-    let matching = matchers(cluster, &[within.as_slice(), &question.labels].concat());
+    let matching = matchers(&[within, &question.labels].concat());
     // The sample on the older edge is one of the window before.
     let range = format!("[{}ms]{}", window * 1000 - 1, if lag > 0 { format!(" offset {lag}s") } else { String::new() });
     let samples = format!("{name}{{{matching}}}{range}");
@@ -156,41 +149,29 @@ fn query(question: &Question, scope: &Scope, cluster: &str, lag: u64) -> Result<
         (_, "timeAvg") => format!("avg_over_time({samples})"),
         _ => format!("{time}_over_time({samples})"),
     };
-    let part = |part: &str, query: String| format!("label_replace({query}, \"{PART}\", \"{part}\", \"\", \"\")");
-    let (single, each) = (group.is_empty() || group == EACH, if group == EACH { CONTAINER.as_slice() } else { &[] });
-    let whose = [each, &[by.as_str()]].concat().join(", ");
-    let several = format!("topk by ({whose}) (2, ({value}) and on ({whose}) (count by ({whose}) ({value}) > 1))");
-    let value = part("value", format!("{} by ({by}) ({value})", if single { "avg" } else { group }));
-    let value = if single { format!("{value} or {}", part("several", several)) } else { value };
-    let time = part("time", format!("max by ({by}) (timestamp({name}{{{matching}}}))"));
-    if question.is_host() {
-        return Ok(format!("{value} or {time}"));
-    }
-    let (pod, seen) = (label_name(Resource::PODS.label), format!("{COMPANION}{{{}}}", matchers(cluster, &within)));
-    let each = format!("count by ({pod}, {by}) (last_over_time({seen}{range}))");
-    let pods = part("pods", format!("count by ({by}) ({each})"));
-    let lag = part("lag", format!("max(timestamp({seen}))"));
-    Ok(format!("{value} or {time} or {pods} or {lag}"))
+    let (single, containers) = (["", EACH].contains(&group), *question.resource != Resource::NODES);
+    let whose = [if group == EACH { CONTAINER.as_slice() } else { &[] }, &[by.as_str()]].concat().join(", ");
+    let (pod, seen) = (label_name(Resource::PODS.label), format!("{COMPANION}{{{}}}", matchers(within)));
+    let part = |part, asked: bool, query| asked.then(|| format!("label_replace({query}, \"{PART}\", \"{part}\", \"\", \"\")"));
+    let parts = [
+        part("value", true, format!("{} by ({by}) ({value})", if single { "avg" } else { group })),
+        part("several", single, format!("topk by ({whose}) (2, ({value}) and on ({whose}) (count by ({whose}) ({value}) > 1))")),
+        part("time", true, format!("max by ({by}) (timestamp({name}{{{matching}}}))")),
+        part("pods", containers, format!("count by ({by}) (count by ({pod}, {by}) (last_over_time({seen}{range})))")),
+        part("lag", containers, format!("max(timestamp({seen}))")),
+    ];
+    Ok(parts.into_iter().flatten().collect::<Vec<_>>().join(" or "))
 }
 
-fn matchers(cluster: &str, requirements: &[Requirement]) -> String {
-    let cluster = Requirement::is(CLUSTER, [cluster.to_owned()]);
-    let matchers = iter::once(&cluster).chain(requirements).map(|Requirement { key, operator, values }| {
+fn matchers(requirements: &[Requirement]) -> String {
+    let matchers = requirements.iter().map(|Requirement { key, operator, values }| {
         let pattern = values.iter().map(|value| pattern(value)).collect::<Vec<_>>().join("|");
-        let sign = match operator {
-            Operator::In => "=~",
-            Operator::NotIn => "!~",
-            Operator::Exists => "!=",
-            Operator::DoesNotExist => "=",
-        };
-        format!("{}{sign}{}", label_name(key), string(&pattern))
+        // A label that is not there is empty, so what must not be there has no values to match but the empty one.
+        let sign = if matches!(operator, Operator::In | Operator::DoesNotExist) { "=~" } else { "!~" };
+        // A string of JSON is one of PromQL: <https://prometheus.io/docs/prometheus/latest/querying/basics/#string-literals>.
+        format!("{}{sign}{}", label_name(key), json!(pattern))
     });
     matchers.collect::<Vec<_>>().join(",")
-}
-
-/// A string literal. Source: <https://prometheus.io/docs/prometheus/latest/querying/basics/#string-literals>.
-fn string(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
 }
 
 /// A regular expression for exactly `text`.
@@ -202,6 +183,7 @@ fn pattern(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sysdig::CLUSTER;
 
     fn question(metric: &str, time: &'static str) -> Question {
         Question {
@@ -213,8 +195,13 @@ mod tests {
         }
     }
 
+    fn cluster(name: &str) -> Requirement {
+        Requirement::is(CLUSTER, [name.to_owned()])
+    }
+
     fn asked(question: &Question) -> Result<String> {
-        query(question, &Scope::of([&("shop".to_owned(), "a".to_owned())]), "blue", 0)
+        let scope = [("shop".to_owned(), "a".to_owned())].into_iter().unzip();
+        query(question, &question.requirements(&scope, cluster("blue")), 0)
     }
 
     #[test]
@@ -290,9 +277,8 @@ mod tests {
     fn nothing_in_a_value_can_end_its_string_or_mean_more_than_itself() {
         let hostile = ["a\"} or up{x=\"", "a\\", "a\nb", "a|b", ".*", "a.b", "(", "[a]", "a{2}", "^$", "\"", "\\\"", "é"];
         for value in hostile {
-            let text = matchers(value, &[]);
+            let text = matchers(&[cluster(value)]);
             let quoted = text.strip_prefix("kube_cluster_name=~").expect("one matcher");
-            // A string of PromQL without \u escapes is one of JSON, too.
             let pattern: String = serde_json::from_str(quoted).expect("one string");
             let mut plain = String::new();
             let mut rest = pattern.chars();

@@ -25,12 +25,17 @@ impl Quantity {
         let (mantissa, exponent) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
         let exponent: i32 = exponent.parse().map_err(|_| Reason::NotFinite)?;
         let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        let digits = format!("{whole}{fraction}");
-        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(Reason::NotFinite);
-        }
-        let nanos = magnitude(digits.trim_start_matches('0'), i64::from(exponent) + 9 - fraction.len() as i64)?;
-        Ok(Self(if text.starts_with('-') { -nanos } else { nanos }))
+        let all = Some(format!("{whole}{fraction}")).filter(|it| !it.is_empty() && it.bytes().all(|it| it.is_ascii_digit()));
+        let digits = all.as_deref().ok_or(Reason::NotFinite)?.trim_start_matches('0');
+        // So many of them count whole billionths; with 26 the number is out of range whatever they are.
+        let kept = (digits.len() as i64 + i64::from(exponent) + 9 - fraction.len() as i64).clamp(0, 26) as usize;
+        let padded = format!("{digits:0<kept$}");
+        let (whole, dropped) = padded.split_at_checked(kept).unwrap_or_default();
+        let nanos: i128 = whole.parse().unwrap_or(0);
+        let up = (dropped.trim_end_matches('0'), nanos % 2) > ("5", 0);
+        let nanos = (nanos + i128::from(up)).max(i128::from(!digits.is_empty()));
+        let signed = Self(if text.starts_with('-') { -nanos } else { nanos });
+        if nanos > MAX_NANOS { Err(Reason::OutOfRange) } else { Ok(signed) }
     }
 
     /// As Sysdig's group aggregations do; an average does not become zero. Errors: [`Reason::OutOfRange`].
@@ -40,8 +45,7 @@ impl Quantity {
             "sum" => Some(Self(sum)),
             "min" => values.min(),
             "max" => values.max(),
-            _ if sum.abs() < count => Some(Self(sum.signum())),
-            _ => Some(Self(sum / count)),
+            _ => Some(Self(if sum.abs() < count { sum.signum() } else { sum / count })),
         };
         value.filter(|value| value.0.abs() <= MAX_NANOS).ok_or(Reason::OutOfRange)
     }
@@ -52,23 +56,6 @@ impl Quantity {
         let unit = by.map_or(1, |by| i128::from(by.get())) * step;
         Self(self.0.signum() * ((self.0.abs() + unit / 2) / unit).clamp(1, MAX_NANOS / step) * step)
     }
-}
-
-/// `digits`, which start with none that is zero, × 10^`scale`, rounded half to even.
-fn magnitude(digits: &str, scale: i64) -> Result<i128, Reason> {
-    let kept = match digits.len() as i64 + scale {
-        _ if digits.is_empty() => return Ok(0),
-        ..0 => return Ok(1),
-        kept @ 0..=26 => kept as usize,
-        _ => return Err(Reason::OutOfRange),
-    };
-    let padded = format!("{digits:0<kept$}");
-    let (whole, dropped) = padded.split_at_checked(kept).unwrap_or_default();
-    let nanos = whole.bytes().fold(0, |sum: i128, digit| sum * 10 + i128::from(digit - b'0'));
-    let half = dropped.trim_end_matches('0').cmp("5");
-    let up = half.is_gt() || (half.is_eq() && nanos % 2 == 1);
-    let nanos = (nanos + i128::from(up)).max(1);
-    if nanos > MAX_NANOS { Err(Reason::OutOfRange) } else { Ok(nanos) }
 }
 
 impl fmt::Display for Quantity {

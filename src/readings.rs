@@ -1,14 +1,16 @@
 //! From a typed question to a value, with one query to Sysdig for all objects that are asked about.
 //! An error makes an autoscaler hold; a false zero scales production down: nothing becomes zero without proof.
 
+use crate::handler::{Handler, Stop, WAIT, guarded};
 use crate::prelude::*;
-use crate::store::{Outcome, Plan, Store};
-use crate::{handler::Handler, handler::Stop, handler::WAIT, promql, server::guarded, sysdig::QUERIES};
+use crate::store::{Job, Outcome, Plan, Store};
+use crate::{data, promql, sysdig::QUERIES, sysdig::window_end};
+use std::cell::LazyCell;
 
 const KUBERNETES: &str = "Kubernetes API";
 const SYSDIG: &str = "Sysdig";
 /// A first ask waits so long for its answer; the query goes on for the next asker.
-const DEADLINE: Duration = Duration::from_secs(5);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 /// With objects in more namespaces than this, one list of the whole cluster takes the place of one for each.
 const MOST_LISTS: usize = 3;
 
@@ -16,196 +18,158 @@ const MOST_LISTS: usize = 3;
 pub(crate) type Item = (String, Quantity, u64);
 
 impl Handler {
-    /// The values at `now` (Unix seconds), and the seconds of samples that each sums up; for `*` one for each object that
-    /// has one to be trusted. Errors: There is none and the reason says why, or [`WAIT`].
-    pub(crate) fn read(&self, read: &Read, wait: bool, now: u64) -> Result<(Vec<Item>, u64), Stop> {
+    /// The values at `now` (Unix seconds), for `*` those to be trusted, and the seconds of samples that each sums up.
+    /// Errors: There is none and the reason says why, or [`WAIT`].
+    pub(crate) fn read(&self, read: &Read, wait: Duration, now: u64) -> Result<(Vec<Item>, u64), Stop> {
         let plan = self.plan(read)?;
-        let window = plan.question.tuning.window;
+        let window = plan.0.tuning.window;
         let mut store = lock(&self.store);
-        if let Some(known) = store.known(&plan, Instant::now(), now) {
-            return Ok((known?, window));
-        }
-        if !wait {
-            return Err(WAIT);
+        let known = store.known(&plan, Instant::now(), now);
+        if known.is_some() || wait.is_zero() {
+            return Ok((known.ok_or(WAIT)??, window));
         }
         self.sysdig.check_configured()?;
         let before = store.want(&plan, Instant::now())?;
         self.news.notify_all();
-        let closed = |store: &Store| store.closed(Instant::now());
-        let pending = |store: &mut Store| store.answer(&plan, before, now).is_none() && closed(store).is_none();
-        let store = self.news.wait_timeout_while(store, DEADLINE, pending).unwrap_or_else(PoisonError::into_inner).0;
-        let slow = || refusal!(BackendTimeout, "no answer of Sysdig within {DEADLINE:?}; the query goes on: ask again");
-        let answer = store.answer(&plan, before, now);
-        Ok((answer.unwrap_or_else(|| Err(closed(&store).unwrap_or_else(slow)))?, window))
+        let answer = |store: &Store| store.answer(&plan, before, Instant::now(), now);
+        let pending = |store: &mut Store| answer(store).is_none();
+        let store = self.news.wait_timeout_while(store, wait, pending).unwrap_or_else(PoisonError::into_inner).0;
+        let slow = || refusal!(BackendTimeout, "no answer of Sysdig within {wait:?}; the query goes on: ask again");
+        Ok((answer(&store).ok_or_else(slow)??, window))
     }
 
-    fn plan(&self, read: &Read) -> Result<Plan> {
+    pub(crate) fn plan(&self, read: &Read) -> Result<Plan> {
         let defined = self.definitions.find(&read.metric)?;
         // The autoscaler's settings win; the labels of both must hold.
-        let (labels, tuning) = settle(&[&*defined.selector, &*read.selector].concat());
+        let (labels, mut tuning) = settle(&[&*defined.selector, &*read.selector].concat());
         let metric = if defined.metric.is_empty() { &read.metric } else { &defined.metric }.clone();
-        let mut select = read.select.clone();
-        let (resource, promql) = (select.resource, self.sysdig.speaks_promql(&metric));
-        let mut question = Question { metric, tuning, resource, legacy: read.described.kind != resource.kind, labels };
-        if let Some(scope) = defined.scope {
-            let (one, what) = (!read.namespace.is_empty() && read.name != "*", scope.kind);
-            ensure!(one, InvalidRequest, "{} measures a {what}: ask for one object of a namespace by its name", read.metric);
-            let name = if *scope == Resource::CLUSTER { "" } else { &read.namespace }.to_owned();
-            (question.resource, question.legacy) = (scope, false);
-            select = Select { resource: scope, namespace: String::new(), name, labels: String::new() };
-        } else if promql && *resource == Resource::SERVICES {
-            // No label tells a Service there, and a pod can be behind several: a Service is what it selects.
-            let one = select.name != "*";
-            ensure!(one, InvalidRequest, "in PromQL services are read by name only: read pods instead");
-            question.resource = &Resource::PODS;
-        }
+        let promql = self.sysdig.speaks_promql(&metric);
         // Nobody having declared an aggregation, an external metric must be one series, where that can be told; of each
         // object a template's must be one, and what the agent itself tells is one for each container.
-        let single = promql && (read.is_external() || question.metric.contains('{'));
-        let own = question.metric.contains('.') || question.metric.starts_with("sysdig_");
-        if question.tuning.group.is_empty() && !single {
-            question.tuning.group = if promql && !own { promql::EACH } else { "avg" };
+        let single = promql && (read.api.0 == EXTERNAL || metric.contains('{'));
+        let own = metric.contains('.') || metric.starts_with("sysdig_");
+        if tuning.group.is_empty() && !single {
+            tuning.group = if promql && !own { promql::EACH } else { "avg" };
         }
-        Ok(Plan { question, select, defined })
+        let mut select = read.select.clone();
+        if let Some(resource) = defined.scope {
+            let (one, what) = (!read.namespace.is_empty() && read.name != "*", resource.kind);
+            ensure!(one, InvalidRequest, "{} measures a {what}: ask for one object of a namespace by its name", read.metric);
+            let name = if *resource == Resource::CLUSTER { "" } else { &read.namespace }.to_owned();
+            select = Select { resource, namespace: String::new(), name, labels: String::new() };
+        }
+        // No label tells a Service in PromQL, and a pod can be behind several: there a Service is what it selects.
+        let selecting = promql && *select.resource == Resource::SERVICES;
+        ensure!(!selecting || select.name != "*", InvalidRequest, "in PromQL services are read by name only: read pods instead");
+        let resource = if selecting { &Resource::PODS } else { select.resource };
+        let legacy = *read.described == Resource::SERVICES && !resource.workload_type.is_empty();
+        Ok((Question { metric, tuning, resource, legacy, labels }, select, defined))
     }
 
-    /// Asks Sysdig for what is wanted or due, for ever.
+    /// Asks Sysdig for what is wanted or due, or waits until there may be something.
     pub(crate) fn refresh(&self) {
-        let mut store = lock(&self.store);
-        loop {
-            let (job, now, before) = match store.next(Instant::now()) {
-                Ok(job) => (job, unix_now(), QUERIES.get()),
-                Err(pause) => {
-                    store = self.news.wait_timeout(store, pause).unwrap_or_else(PoisonError::into_inner).0;
-                    continue;
-                }
-            };
-            drop(store);
-            let outcome = guarded(|| self.fetch(&job.0, &job.1, now));
-            store = lock(&self.store);
-            store.done(&job, outcome, QUERIES.get() - before, Instant::now(), now);
-            self.news.notify_all();
+        let (mut store, now) = (lock(&self.store), unix_now());
+        match store.next(Instant::now()) {
+            Err(pause) => drop(self.news.wait_timeout(store, pause)),
+            Ok(job) => {
+                drop(store);
+                let outcome = guarded(|| self.fetch(&job, now));
+                lock(&self.store).done(&job, outcome, QUERIES.take(), Instant::now(), now);
+                self.news.notify_all();
+            }
         }
     }
 
-    fn fetch(&self, question: &Question, selects: &[Select], now: u64) -> Outcome {
-        let places: BTreeSet<_> = selects.iter().map(|select| &select.namespace).collect();
-        let wide = places.len() > MOST_LISTS;
-        let objects = selects.iter().map(|it| self.noted(KUBERNETES, self.objects(it, question.resource, wide)));
-        let objects: Vec<_> = objects.collect();
-        let scope = Scope::of(objects.iter().flatten().flatten());
-        let ask = || self.noted(SYSDIG, self.sysdig.rows(question, &scope, now));
-        let rows = if scope.1.is_empty() { Rows::new() } else { ask()? };
-        let mut fetch = Fetch { handler: self, question, now, wide, scope, rows, seen: None };
-        Ok(selects.iter().zip(objects).map(|(select, objects)| fetch.items(select, &objects?)).collect())
+    fn fetch(&self, (question, selects): &Job, now: u64) -> Outcome {
+        let wide = selects.iter().map(|select| &select.namespace).collect::<BTreeSet<_>>().len() > MOST_LISTS;
+        let objects: Vec<_> = selects.iter().map(|it| noted(KUBERNETES, self.objects(it, question.resource, wide))).collect();
+        let scope: Scope = objects.iter().flatten().flatten().cloned().unzip();
+        let few: Vec<_> = scope.1.iter().take(10).map(String::as_str).collect();
+        log::debug!("objects: {} {}: {}", scope.1.len(), question.resource.plural, few.join(", "));
+        let rows = if scope.1.is_empty() { Rows::new() } else { noted(SYSDIG, self.sysdig.rows(question, &scope, now))? };
+        // The pods that Sysdig sees, of all objects, once they are asked for.
+        let pods = LazyCell::new(|| noted(SYSDIG, data::pods(self.sysdig, question, &scope, window_end(now))));
+        let seen = |object: &Object| Ok(*pods.as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
+        let item = |object: &Object| self.item(question, object, rows.get(object), || seen(object), wide, now);
+        Ok(selects.iter().zip(objects).map(|(select, objects)| reading(question, select, objects?.iter().map(item))).collect())
     }
 
     /// The objects, which exist, whose rows a reading is made of. Looked up in one list of the whole cluster if `wide`.
-    fn objects(&self, select: &Select, rows: &Resource, wide: bool) -> Result<Vec<Object>> {
-        let Select { resource, namespace, name, labels } = select;
+    fn objects(&self, Select { resource, namespace, name, labels }: &Select, rows: &Resource, wide: bool) -> Result<Vec<Object>> {
         let (place, object) = (if wide { "" } else { namespace }, (namespace.clone(), name.clone()));
         if name == "*" {
             let (found, plural) = (self.kube.objects(resource, namespace, labels, None)?, resource.plural);
-            let none = || refusal!(ObjectNotFound, "there are no {plural} with labels {labels:?} in {namespace:?}");
-            return if found.is_empty() { Err(none()) } else { Ok(found.keys().cloned().collect()) };
+            ensure!(!found.is_empty(), ObjectNotFound, "there are no {plural} with labels {labels:?} in {namespace:?}");
+            return Ok(found.keys().cloned().collect());
         }
-        let what = || named(resource, namespace, name);
         let exists = name.is_empty() || self.kube.objects(resource, place, "", Some(&object))?.contains_key(&object);
-        ensure!(exists, ObjectNotFound, "{} does not exist", what());
+        ensure!(exists, ObjectNotFound, "{} does not exist", named(resource, namespace, name));
         if resource == &rows {
             return Ok(vec![object]);
         }
-        let pods = self.kube.ready(resource, place, &object)?.pods;
-        let pods: Vec<Object> = pods.into_iter().map(|pod| (namespace.clone(), pod)).collect();
-        if pods.is_empty() { Err(refusal!(PartlySeen, "{} has no ready pods", what())) } else { Ok(pods) }
+        let (_, pods) = self.kube.ready(resource, place, &object)?;
+        ensure!(!pods.is_empty(), PartlySeen, "{} has no ready pods", named(resource, namespace, name));
+        Ok(pods.into_iter().map(|pod| (namespace.clone(), pod)).collect())
     }
 
-    /// A mistake in the question is no state of who was asked. A Sysdig that is none shows in the metric catalogue.
-    fn noted<T>(&self, asked: &'static str, result: Result<T>) -> Result<T> {
-        let callers = [Reason::ObjectNotFound, Reason::PartlySeen, Reason::InvalidRequest, Reason::BackendRejected];
-        let theirs = result.as_ref().is_err_and(|error| callers.contains(&error.reason));
-        if theirs { result } else { changes::noted(asked, result) }
-    }
-}
-
-/// One query, and what its answer comes to for each who asks.
-struct Fetch<'a> {
-    handler: &'a Handler,
-    question: &'a Question,
-    now: u64,
-    /// Whether objects are looked up in lists of the whole cluster.
-    wide: bool,
-    scope: Scope,
-    rows: Rows,
-    /// The pods of each object that Sysdig sees, once they are asked for.
-    seen: Option<Result<BTreeMap<Object, u64>>>,
-}
-
-impl Fetch<'_> {
-    /// The values of a reading: those of its objects that have one, or that of a Service out of its pods'.
-    fn items(&mut self, select: &Select, objects: &[Object]) -> Result<Vec<Item>> {
-        let (items, errors): (Vec<_>, Vec<_>) = objects.iter().map(|object| self.item(object)).partition(Result::is_ok);
-        let items: Vec<Item> = items.into_iter().flatten().collect();
-        // What does not pass by itself is told first, and that there is just nothing last.
-        let rank = |error: &Error| (error.reason.is_passing(), error.reason == Reason::NoData);
-        let mut refusal = errors.into_iter().filter_map(Result::err).min_by_key(rank);
-        let own = select.resource == self.question.resource;
-        if let Some(error) = refusal.take_if(|error| items.is_empty() || !(own || error.reason.is_passing())) {
-            return Err(error);
-        }
-        let Some(end) = items.iter().map(|(_, _, end)| *end).min().filter(|_| !own) else { return Ok(items) };
-        let (metric, group) = (&self.question.metric, self.question.tuning.group);
-        let what = named(select.resource, &select.namespace, &select.name);
-        let value = Quantity::combine(group, items.iter().map(|(_, value, _)| *value));
-        let value = value.map_err(|reason| no_value(reason, metric, &what, ""))?;
-        match refusal {
-            Some(error) if group == "sum" || value == Quantity::ZERO => Err(Error::new(Reason::PartlySeen, error.message)),
-            _ => Ok(vec![(select.name.clone(), value, end)]),
-        }
-    }
-
-    fn item(&mut self, object: &Object) -> Result<Item> {
-        let Question { metric, tuning, resource, labels, .. } = self.question;
-        let (what, window, host) = (named(resource, &object.0, &object.1), tuning.window, self.question.is_host());
+    /// The value of an object's row, with its proof; `seen` tells how many of its pods Sysdig sees where the row does not.
+    fn item(
+        &self, question: &Question, object: &Object, row: Option<&Row>, seen: impl FnOnce() -> Result<u64>, wide: bool, now: u64,
+    ) -> Result<Item> {
+        let Question { metric, tuning, resource, labels, .. } = question;
+        let (what, window, host) = (named(resource, &object.0, &object.1), tuning.window, **resource == Resource::NODES);
         // Where no pods are counted, nothing tells idleness from an exporter that died, but for what the agent counts.
         let counted = resource.counts_pods() || **resource == Resource::PODS;
-        let provable = !host && (counted || promql::series(self.question).is_ok_and(|(_, kind)| kind == "delta"));
-        let Some(row) = self.rows.get(object).filter(|row| row.value.is_some() || provable).cloned() else {
+        let provable = !host && (counted || promql::series(question).is_ok_and(|(_, kind)| kind == "delta"));
+        let Some(row) = row.filter(|row| row.value.is_some() || provable) else {
             let selected = if labels.is_empty() { "" } else { " with the labels of the metric's selector" };
             let ask = "is CLUSTER_NAME the name that Sysdig shows, does the token's team see this namespace, does the agent run?";
             return Err(refusal!(NoData, "Sysdig has no sample of {metric} for {what}{selected} in the last {window} s: {ask}"));
         };
         let value = row.value.unwrap_or(Ok(Quantity::ZERO)).map_err(|reason| no_value(reason, metric, &what, &row.differing))?;
+        // A sum over fewer pods than are Ready would be too small, and silence is idleness only if Sysdig sees them all.
         if row.value.is_none() || (tuning.group == "sum" && resource.counts_pods()) {
-            self.check_all_seen(object, &row)?;
+            let place = if wide { "" } else { &object.0 };
+            let ready = resource.counts_pods().then(|| self.kube.ready(resource, place, object));
+            let ready = noted(KUBERNETES, ready.transpose())?.map_or(1, |(count, _)| count.max(1));
+            let seen = row.pods.map_or_else(seen, Ok)?;
+            let part = format!("in the last {window} s it sees {seen} of its {ready} ready pods");
+            let ask = "does the Sysdig agent run on every node?";
+            ensure!(seen >= ready, PartlySeen, "Sysdig has no value of {metric} for all of {what}: {part}, {ask}");
         }
-        let collected = || self.handler.noted(SYSDIG, self.handler.sysdig.is_collected(self.question, self.now));
-        if row.value.is_none() && !collected()? {
-            let ask = "is the id right, and does the agent's mode collect it? (agents in essentials mode send no HTTP metrics)";
-            let what = format!("Sysdig has no sample of {metric} in the whole cluster within a day");
-            return Err(refusal!(MetricNotCollected, "{what}: {ask}"));
-        }
+        let collected = row.value.is_some() || noted(SYSDIG, self.sysdig.is_collected(question, now))?;
+        let ask = "is the id right, and does the agent's mode collect it? (agents in essentials mode send no HTTP metrics)";
+        ensure!(collected, MetricNotCollected, "Sysdig has no sample of {metric} in the whole cluster within a day: {ask}");
         Ok((object.1.clone(), value, row.end))
     }
+}
 
-    /// Makes sure that Sysdig sees every Ready pod of the object: a sum over fewer would be too small, and silence
-    /// means idleness only if Sysdig sees the whole object.
-    fn check_all_seen(&mut self, object: &Object, row: &Row) -> Result<()> {
-        let (handler, question) = (self.handler, self.question);
-        let (resource, place) = (question.resource, if self.wide { "" } else { &object.0 });
-        let ready = resource.counts_pods().then(|| handler.kube.ready(resource, place, object));
-        let ready = handler.noted(KUBERNETES, ready.transpose())?.map_or(1, |ready| ready.count.max(1));
-        let ask = || handler.noted(SYSDIG, handler.sysdig.pods(question, &self.scope, self.now));
-        let asked = || Ok(*self.seen.get_or_insert_with(ask).as_ref().map_err(Error::clone)?.get(object).unwrap_or(&0));
-        let seen = row.pods.map_or_else(asked, Ok)?;
-        if seen >= ready {
-            return Ok(());
-        }
-        let (metric, what) = (&question.metric, named(resource, &object.0, &object.1));
-        let seen = format!("in the last {} s it sees {seen} of its {ready} ready pods", question.tuning.window);
-        let ask = "does the Sysdig agent run on every node?";
-        Err(refusal!(PartlySeen, "Sysdig has no value of {metric} for all of {what}: {seen}, {ask}"))
+/// A mistake in the question is no state of who was asked. A Sysdig that is none shows in the metric catalogue.
+fn noted<T>(asked: &'static str, result: Result<T>) -> Result<T> {
+    let callers = [Reason::ObjectNotFound, Reason::PartlySeen, Reason::InvalidRequest, Reason::BackendRejected];
+    let theirs = result.as_ref().is_err_and(|error| callers.contains(&error.reason));
+    if theirs { result } else { metrics::noted(asked, result) }
+}
+
+/// The values of a reading: those of its objects that have one, or that of a Service out of its pods'.
+fn reading(question: &Question, select: &Select, found: impl Iterator<Item = Result<Item>>) -> Result<Vec<Item>> {
+    let (items, errors): (Vec<_>, Vec<_>) = found.partition(Result::is_ok);
+    let items: Vec<Item> = items.into_iter().flatten().collect();
+    // What does not pass by itself is told first, and that there is just nothing last.
+    let rank = |error: &Error| (error.reason.is_passing(), error.reason == Reason::NoData);
+    let mut refusal = errors.into_iter().filter_map(Result::err).min_by_key(rank);
+    let own = select.resource == question.resource;
+    if let Some(error) = refusal.take_if(|error| items.is_empty() || !(own || error.reason.is_passing())) {
+        return Err(error);
     }
+    let Some(end) = items.iter().map(|(_, _, end)| *end).min().filter(|_| !own) else { return Ok(items) };
+    let (metric, group) = (&question.metric, question.tuning.group);
+    let what = named(select.resource, &select.namespace, &select.name);
+    let value = Quantity::combine(group, items.iter().map(|(_, value, _)| *value));
+    let value = value.map_err(|reason| no_value(reason, metric, &what, ""))?;
+    let partly = refusal.filter(|_| group == "sum" || value == Quantity::ZERO);
+    partly.map_or(Ok(()), |error| Err(Error::new(Reason::PartlySeen, error.message)))?;
+    Ok(vec![(select.name.clone(), value, end)])
 }
 
 fn no_value(reason: Reason, metric: &str, what: &str, differing: &str) -> Error {

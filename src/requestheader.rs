@@ -2,51 +2,38 @@
 //! Source: <https://kubernetes.io/docs/tasks/extend-kubernetes/configure-aggregation-layer/>.
 
 use crate::prelude::*;
-use crate::{der::common_name, head::IdentityHeaders, tls};
-use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, KeyUsage};
+use crate::{der::common_name, head::IdentityHeaders, tls::certificates, tls::verified};
+use rustls::pki_types::CertificateDer;
 
-#[derive(Debug)]
 pub struct RequestHeader {
-    anchors: Vec<TrustAnchor<'static>>,
+    authorities: Vec<CertificateDer<'static>>,
     allowed_names: Vec<String>,
-    /// Under which names the identity arrives.
     pub headers: IdentityHeaders,
 }
 
 impl RequestHeader {
     /// Understands the ConfigMap, given as a JSON object. Errors: Names the key that is missing or wrong.
     pub fn parse(config_map: &Value) -> Result<Self, String> {
-        let text = |key: &str| config_map.pointer(&format!("/data/{key}"))?.as_str().filter(|text| !text.is_empty());
-        let list = |key: &str| -> Result<Vec<String>, String> {
-            let list = text(key).map_or_else(|| Ok(Vec::new()), serde_json::from_str);
-            list.map_err(|_| format!("{key} is not a JSON array of strings"))
+        let text = |key: &str| config_map["data"][format!("requestheader-{key}")].as_str().unwrap_or_default();
+        let array = |key: &str| -> Result<Vec<String>, String> {
+            let array = if text(key).is_empty() { "[]" } else { text(key) };
+            serde_json::from_str(array).map_err(|_| format!("requestheader-{key} is not a JSON array of strings"))
         };
-        let mut headers = IdentityHeaders::default();
-        for (names, key) in headers.iter_mut().zip(["username-headers", "uid-headers", "group-headers", "extra-headers-prefix"]) {
-            *names = list(&format!("requestheader-{key}"))?.iter().map(|name| name.to_ascii_lowercase()).collect();
-        }
-        let missing = |key| format!("{key} is missing: is the aggregation layer configured?");
-        if headers[0].is_empty() {
-            return Err(missing("requestheader-username-headers"));
-        }
-        let pem = text("requestheader-client-ca-file").ok_or_else(|| missing("requestheader-client-ca-file"))?;
-        let anchors = tls::anchors(pem).map_err(|mistake| format!("requestheader-client-ca-file holds {mistake}"))?;
-        Ok(Self { anchors, allowed_names: list("requestheader-allowed-names")?, headers })
+        let list = |key| array(key).map(|names| names.iter().map(|name| name.to_ascii_lowercase()).collect::<Vec<_>>());
+        let headers = [list("username-headers")?, list("uid-headers")?, list("group-headers")?, list("extra-headers-prefix")?];
+        let ask = "is the aggregation layer configured?";
+        headers[0].first().ok_or_else(|| format!("requestheader-username-headers is missing: {ask}"))?;
+        let authorities = certificates(text("client-ca-file"));
+        let authorities = authorities.map_err(|mistake| format!("requestheader-client-ca-file holds {mistake}: {ask}"))?;
+        Ok(Self { authorities, allowed_names: array("allowed-names")?, headers })
     }
 
-    /// Whether a client certificate chain, leaf first, may name users at `now`. Errors: Why not, for the log.
-    pub fn judge(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), String> {
-        let (leaf, intermediates) = chain.split_first().ok_or("no client certificate")?;
-        let text = |error| format!("client certificate: {error}");
-        let leaf = EndEntityCert::try_from(leaf).map_err(text)?;
-        let (algorithms, usage) = (webpki::ALL_VERIFICATION_ALGS, KeyUsage::client_auth());
-        leaf.verify_for_usage(algorithms, &self.anchors, intermediates, now, usage, None, None).map_err(text)?;
-        match common_name(leaf.subject()) {
-            _ if self.allowed_names.is_empty() => Ok(()),
-            Some(name) if self.allowed_names.contains(&name) => Ok(()),
-            name => Err(format!("client certificate: common name {name:?} is not in requestheader-allowed-names")),
-        }
+    /// Whether a client certificate chain, leaf first, may name users at `now` (Unix seconds). Errors: Why not, for the log.
+    pub fn judge(&self, chain: &[CertificateDer<'_>], now: u64) -> Result<(), String> {
+        let leaf = verified(chain, &self.authorities, webpki::KeyUsage::client_auth(), now).map_err(|error| error.to_string())?;
+        let (name, allowed) = (common_name(leaf.subject()), &self.allowed_names);
+        let fits = allowed.is_empty() || name.as_ref().is_some_and(|name| allowed.contains(name));
+        if fits { Ok(()) } else { Err(format!("common name {name:?} is not in requestheader-allowed-names")) }
     }
 }
 
@@ -59,18 +46,16 @@ pub(crate) struct Trust {
 }
 
 impl Trust {
-    /// Whatever calls for it, the ConfigMap is not read more often than this.
-    const SHORTEST: Duration = Duration::from_secs(1);
-
     /// What the ConfigMap says now. All who call meanwhile share the next read, or go without it if they cannot wait.
     pub(crate) fn refreshed(&self, wait: bool) -> Option<Arc<RequestHeader>> {
         let called = Instant::now();
         let mut asked = if wait { lock(&self.asked) } else { self.asked.try_lock().ok()? };
-        let early = asked.map_or(Duration::ZERO, |at| Self::SHORTEST.saturating_sub(at.elapsed()));
+        // Whatever calls for it, the ConfigMap is not read more often than once a second.
+        let early = asked.map_or(Duration::ZERO, |at| Duration::from_secs(1).saturating_sub(at.elapsed()));
         if asked.is_none_or(|at| at < called) && (wait || early.is_zero()) {
             thread::sleep(early);
             *asked = Some(Instant::now());
-            if let Ok(found) = changes::noted("request header configuration", self.kube.request_header()) {
+            if let Ok(found) = metrics::noted("request header configuration", self.kube.request_header()) {
                 *lock(&self.current) = Some(Arc::new(found));
             }
         }
@@ -131,11 +116,11 @@ mod tests {
         ];
         for (case, pem, names, leaf, allowed) in table {
             let config = RequestHeader::parse(&config_map(pem, names)).unwrap();
-            assert_eq!(config.judge(&[leaf], UnixTime::now()).is_ok(), allowed, "{case}");
+            assert_eq!(config.judge(&[leaf], unix_now()).is_ok(), allowed, "{case}");
         }
         let config = RequestHeader::parse(&config_map(&ours.1, "[]")).unwrap();
-        assert!(config.judge(&[], UnixTime::now()).is_err());
-        assert!(config.judge(&[CertificateDer::from(vec![0x30, 0])], UnixTime::now()).is_err());
+        assert!(config.judge(&[], unix_now()).is_err());
+        assert!(config.judge(&[CertificateDer::from(vec![0x30, 0])], unix_now()).is_err());
     }
 
     #[test]
@@ -147,10 +132,9 @@ mod tests {
         params.not_after = rcgen::date_time_ymd(2020, 1, 2);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = params.signed_by(&KeyPair::generate().unwrap(), &ours.0).unwrap().der().clone();
-        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         let day = 1_577_836_800;
         for (now, valid) in [(day - 1, false), (day + 3600, true), (day + 86_401, false)] {
-            assert_eq!(config.judge(std::slice::from_ref(&leaf), at(now)).is_ok(), valid, "{now}");
+            assert_eq!(config.judge(std::slice::from_ref(&leaf), now).is_ok(), valid, "{now}");
         }
     }
 

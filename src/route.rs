@@ -93,48 +93,36 @@ pub struct Read {
     pub metric: String,
     /// The selector of the metric, reserved keys included.
     pub selector: Vec<Requirement>,
-    /// Resource, subresource and name as the API server authorizes them: a metric is a subresource of its object.
-    pub access: [String; 3],
-    /// Without the query, for `selfLink`.
-    pub path: String,
+    /// Verb, resource, subresource and name as the API server authorizes them: a metric is a subresource of its object.
+    pub access: [String; 4],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// What nobody needs to be asked for.
     Document(String),
-    /// `healthz` and `livez`: the process works; `readyz`: it can be sent requests. True with `?verbose`.
-    Health(String, bool),
+    /// For anybody: `version`; `healthz` and `livez`: it works; `readyz`: it can be sent requests. True with `?verbose`.
+    Open(String, bool),
     Read(Box<Read>),
     /// `/apis/GROUP/VERSION`
     Resources(Api),
-    Version,
-}
-
-impl Read {
-    /// For the authorizer: `get`, or `list` without a name.
-    pub fn verb(&self) -> &'static str {
-        if self.access.last().is_none_or(String::is_empty) { "list" } else { "get" }
-    }
-
-    pub fn is_external(&self) -> bool {
-        self.api.0 == EXTERNAL
-    }
+    Metrics,
 }
 
 impl Resource {
     /// Those that have metrics, each under its current group.
     pub fn all() -> impl Iterator<Item = &'static Self> {
-        Self::KNOWN.into_iter().filter(|it| !it.label.is_empty() && !it.is_old())
-    }
-
-    fn is_old(&self) -> bool {
-        self.api_version.starts_with("extensions/") && !self.workload_type.is_empty()
+        Self::KNOWN.into_iter().filter(|it| !it.label.is_empty() && it.api_version != "extensions/v1beta1")
     }
 
     /// Whether an object of it tells how many of its pods are Ready.
     pub fn counts_pods(&self) -> bool {
         *self == Self::SERVICES || !self.workload_type.is_empty()
+    }
+
+    /// Empty for Kubernetes' first.
+    pub fn group(&self) -> &'static str {
+        self.api_version.rsplit_once('/').map_or("", |(group, _)| group)
     }
 
     /// `pods`, `deployments.apps`
@@ -149,7 +137,7 @@ impl Resource {
     /// `pods`, `deployments` or `deployments.apps`; the old group of the same objects counts as well.
     fn namespaced(text: &str, custom: &'static [Self]) -> Result<&'static Self, Error> {
         let known = || Self::all().map(Self::qualified).collect::<Vec<_>>().join(", ");
-        let mut groups = Self::all().chain(Self::KNOWN.into_iter().filter(|it| it.is_old())).chain(custom);
+        let mut groups = Self::KNOWN.into_iter().filter(|it| !it.label.is_empty()).chain(custom);
         match Self::all().find(|it| it.plural == text).or_else(|| groups.find(|it| it.qualified() == text)) {
             Some(resource) if resource.is_namespaced() => Ok(resource),
             Some(Self { plural, .. }) => Err(refusal!(InvalidRequest, "{plural} are read at {plural}/NAME/METRIC")),
@@ -168,20 +156,24 @@ impl Resource {
 /// Understands a request line, where these resources are defined besides. Errors name what is wrong and what is served.
 pub fn route(method: &str, target: &str, external: bool, custom: &'static [Resource]) -> Result<Route, Error> {
     ensure!(target.len() <= LONGEST_TARGET, InvalidRequest, "path and query are longer than {LONGEST_TARGET} bytes");
+    // Where the whole can be decoded, each part can.
+    ensure!(percent_decode(target).is_some(), InvalidRequest, "{} is not valid percent-encoding", quoted(target));
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let (segments, query) = (segments(path)?, pairs(query)?);
-    let not_found = || not_found(path);
-    let served = || APIS.into_iter().take(2 + usize::from(external));
-    let api = |group, version| served().find(|api| *api == (group, version)).ok_or_else(not_found);
-    let document = || discovery::document(&format!("/{}", segments.join("/")), external).ok_or_else(not_found);
-    let verbose = || query.iter().any(|(key, _)| key == "verbose");
-    let route = match *segments.iter().map(String::as_str).collect::<Vec<_>>() {
-        [name @ ("healthz" | "livez" | "readyz")] => Route::Health(name.to_owned(), verbose()),
-        ["version"] => Route::Version,
-        ["apis", group, version] => Route::Resources(api(group, version)?),
-        ["apis", group, version, ref rest @ ..] => read(api(group, version)?, rest, custom, &query, path)?,
-        _ => Route::Document(document()?),
+    let pair = |text: &str| {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        percent_decode(key).zip(percent_decode(value))
     };
+    let (segments, query) = (segments(path)?, query.replace('+', " ").split('&').filter_map(pair).collect::<Vec<_>>());
+    let api = |group, version| APIS.into_iter().find(|api| *api == (group, version) && (external || group != EXTERNAL));
+    let verbose = || query.iter().any(|(key, _)| key == "verbose");
+    let found = match *segments.iter().map(String::as_str).collect::<Vec<_>>() {
+        [name @ ("healthz" | "livez" | "readyz" | "version")] => Some(Route::Open(name.to_owned(), verbose())),
+        ["metrics"] => Some(Route::Metrics),
+        ["apis", group, version] => api(group, version).map(Route::Resources),
+        ["apis", group, version, ref rest @ ..] => api(group, version).map_or(Ok(None), |api| read(api, rest, custom, &query))?,
+        _ => discovery::document(&format!("/{}", segments.join("/")), external).map(Route::Document),
+    };
+    let route = found.ok_or_else(|| refusal!(NotFound, "nothing is served at {}; / lists what is", quoted(path)))?;
     if method == "GET" { Ok(route) } else { Err(read_only(method)) }
 }
 
@@ -189,39 +181,29 @@ pub(crate) fn read_only(method: &str) -> Error {
     refusal!(MethodNotAllowed, "{} is not allowed: metrics are read-only, use GET", quoted(method))
 }
 
-fn not_found(path: &str) -> Error {
-    refusal!(NotFound, "nothing is served at {}; / lists what is", quoted(path))
-}
-
-fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, String)], path: &str) -> Result<Route, Error> {
+/// What is asked of an API below its path; None if nothing is served there.
+fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, String)]) -> Result<Option<Route>> {
     let external = api.0 == EXTERNAL;
-    let (namespace, described, name, metric) = match *rest {
-        ["namespaces", name, metric] => (name, &Resource::NAMESPACES, name, metric),
-        _ if external => return Err(not_found(path)),
-        ["namespaces", name, "metrics", metric] => (name, &Resource::NAMESPACES, name, metric),
-        ["namespaces", place, resource, name, metric] => (place, Resource::namespaced(resource, custom)?, name, metric),
-        ["nodes", name, metric] => ("", &Resource::NODES, name, metric),
-        ["namespaces"] | ["namespaces", _] | ["namespaces", _, _, _] => return Err(not_found(path)),
+    let (namespace, described, name, metric, access) = match *rest {
+        ["namespaces", name, metric] => (name, &Resource::NAMESPACES, name, metric, Some(["list", metric, "", ""])),
+        _ if external => return Ok(None),
+        ["namespaces", name, "metrics", id] => (name, &Resource::NAMESPACES, name, id, Some(["get", "metrics", "", id])),
+        ["namespaces", place, resource, name, id] => (place, Resource::namespaced(resource, custom)?, name, id, None),
+        ["nodes", name, metric] => ("", &Resource::NODES, name, metric, None),
+        ["namespaces"] | ["namespaces", _] | ["namespaces", _, _, _] => return Ok(None),
         _ => return Err(refusal!(InvalidRequest, "a metric is read at {PLACES}")),
     };
     let watched = query.iter().any(|(key, value)| key == "watch" && !matches!(value.trim(), "false" | "0"));
     ensure!(!watched, InvalidRequest, "metrics cannot be watched");
-    let what = quoted(metric);
-    ensure!(is_metric_id(metric), InvalidRequest, "{what} is not a metric id: letters, digits, _ . : - only");
+    ensure!(is_metric_id(metric), InvalidRequest, "{} is not a metric id: letters, digits, _ . : - only", quoted(metric));
     let (resource, object) = match name.split_once(';') {
         Some((kind, object)) if *described == Resource::SERVICES => (Resource::workload(kind)?, object),
-        _ => (Resource::all().find(|it| described.is_old() && it.kind == described.kind).unwrap_or(described), name),
+        _ => (Resource::workload(described.workload_type).unwrap_or(described), name),
     };
-    let access = match rest {
-        [_, _, "metrics", _] => ["metrics", "", metric],
-        ["namespaces", _, _] => [metric, "", ""],
-        _ => [&*described.qualified(), metric, name],
-    };
-    let access = access.map(str::to_owned);
     let all = name == "*" && !external;
     let namespace = if all && *described == Resource::NAMESPACES { "" } else { namespace };
-    let nowhere = namespace.is_empty();
-    ensure!(nowhere || is_name(namespace, 63), InvalidRequest, "{} is not a Kubernetes namespace", quoted(namespace));
+    let placed = namespace.is_empty() || is_name(namespace, 63);
+    ensure!(placed, InvalidRequest, "{} is not a Kubernetes namespace", quoted(namespace));
     ensure!(all || is_name(object, 253), InvalidRequest, "{} is not a Kubernetes name", quoted(object));
     // A selector given twice must hold twice.
     let selector = |wanted: &str| {
@@ -231,61 +213,46 @@ fn read(api: Api, rest: &[&str], custom: &'static [Resource], query: &[(String, 
     let labels = if external { String::new() } else { selector("labelSelector") };
     ensure!(all || labels.is_empty(), InvalidRequest, "labelSelector selects objects: it takes * in place of {name}");
     let selector = selector::parse(&selector(if external { "labelSelector" } else { "metricLabelSelector" }))?;
-    let place = if resource.is_namespaced() { namespace } else { "" };
+    let (place, whole) = (if resource.is_namespaced() { namespace } else { "" }, described.qualified());
     let select = Select { resource, namespace: place.to_owned(), name: object.to_owned(), labels };
-    let [namespace, name, metric, path] = [namespace, name, metric, path].map(str::to_owned);
-    Ok(Route::Read(Box::new(Read { api, namespace, described, name, select, metric, selector, access, path })))
+    let access = access.unwrap_or(["get", &whole, metric, name]).map(str::to_owned);
+    let [namespace, name, metric] = [namespace, name, metric].map(str::to_owned);
+    Ok(Some(Route::Read(Box::new(Read { api, namespace, described, name, select, metric, selector, access }))))
 }
 
 /// Nothing else can name an object, so nothing else reaches a query.
 pub(crate) fn is_name(text: &str, longest: usize) -> bool {
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-    (1..=longest).contains(&text.len()) && text.bytes().all(fits)
+    (1..=longest).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
 }
 
 /// Whether a metric of this name can be asked for.
 pub fn is_metric_id(text: &str) -> bool {
-    text.len() <= LONGEST_METRIC
-        && text.contains(|c: char| c.is_ascii_alphanumeric())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:-".contains(&b))
+    let plain = |c: char| c.is_ascii_alphanumeric();
+    text.len() <= LONGEST_METRIC && text.contains(plain) && text.chars().all(|c| plain(c) || "_.:-".contains(c))
 }
 
 /// The decoded segments of a path. One trailing slash is no segment.
 fn segments(path: &str) -> Result<Vec<String>, Error> {
     let rest = path.strip_prefix('/').ok_or_else(|| refusal!(InvalidRequest, "the path does not start with /"))?;
     let segment = |text: &str| {
-        let decoded = percent_decode(text, false);
-        let mistake = match decoded.as_deref() {
-            None => "what is not valid percent-encoding",
-            Some("") => "an empty segment",
-            Some("." | "..") => ". or .. segments",
-            Some(name) if name.contains(|c: char| c == '/' || c.is_control()) => "a character that cannot be in a name",
-            Some(name) => return Ok(name.to_owned()),
+        let decoded = percent_decode(text).unwrap_or_default();
+        let mistake = match decoded.as_str() {
+            "" => "an empty segment",
+            "." | ".." => ". or .. segments",
+            name if name.contains(|c: char| c == '/' || c.is_control()) => "a character that cannot be in a name",
+            _ => return Ok(decoded),
         };
-        Err(refusal!(InvalidRequest, "the path holds {mistake}: {}", quoted(decoded.as_deref().unwrap_or(text))))
+        Err(refusal!(InvalidRequest, "the path holds {mistake}: {}", quoted(&decoded)))
     };
     rest.strip_suffix('/').unwrap_or(rest).split('/').filter(|_| !rest.is_empty()).map(segment).collect()
 }
 
-fn pairs(query: &str) -> Result<Vec<(String, String)>, Error> {
-    let pair = |text: &str| {
-        let (key, value) = text.split_once('=').unwrap_or((text, ""));
-        let decoded = percent_decode(key, true).zip(percent_decode(value, true));
-        decoded.ok_or_else(|| refusal!(InvalidRequest, "{} in the query is not valid percent-encoding", quoted(text)))
-    };
-    query.split('&').filter(|text| !text.is_empty()).map(pair).collect()
-}
-
-/// Decodes `%2A`, and `+` as a blank where `form` says so. None if it is broken or not UTF-8.
-pub fn percent_decode(text: &str, form: bool) -> Option<String> {
+/// Decodes `%2A`. None if it is broken or not UTF-8.
+pub fn percent_decode(text: &str) -> Option<String> {
     let (mut bytes, mut decoded) = (text.bytes(), Vec::with_capacity(text.len()));
     while let Some(byte) = bytes.next() {
         let mut digit = || char::from(bytes.next()?).to_digit(16);
-        decoded.push(match byte {
-            b'%' => u8::try_from(digit()? * 16 + digit()?).ok()?,
-            b'+' if form => b' ',
-            other => other,
-        });
+        decoded.push(if byte == b'%' { u8::try_from(digit()? * 16 + digit()?).ok()? } else { byte });
     }
     String::from_utf8(decoded).ok()
 }
@@ -318,13 +285,13 @@ mod tests {
             ("/apis/custom.metrics.k8s.io", document("/apis/custom.metrics.k8s.io")),
             ("/apis/custom.metrics.k8s.io/v1beta1", Route::Resources((GROUP, "v1beta1"))),
             ("/apis/custom.metrics.k8s.io/v1beta2/", Route::Resources((GROUP, "v1beta2"))),
-            ("/healthz", Route::Health("healthz".to_owned(), false)),
-            ("/livez?verbose", Route::Health("livez".to_owned(), true)),
-            ("/readyz?verbose=true", Route::Health("readyz".to_owned(), true)),
+            ("/healthz", Route::Open("healthz".to_owned(), false)),
+            ("/livez?verbose", Route::Open("livez".to_owned(), true)),
+            ("/readyz?verbose=true", Route::Open("readyz".to_owned(), true)),
             ("/openapi/v2", document("/openapi/v2")),
             ("/openapi/v3", document("/openapi/v3")),
             ("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1?hash=0", document("/openapi/v3/apis/custom.metrics.k8s.io/v1beta1")),
-            ("/version", Route::Version),
+            ("/version", Route::Open("version".to_owned(), false)),
         ];
         for (target, expected) in table {
             assert_eq!(route("GET", target, false, &[]), Ok(expected), "{target}");
@@ -358,7 +325,6 @@ mod tests {
             );
             assert_eq!(read.name, middle.split_once('/').unwrap().1.replace("%3B", ";"));
             assert_eq!((read.namespace.as_str(), read.metric.as_str()), ("default", "net.http.request.count"));
-            assert_eq!(read.path, target);
         }
         let read = read_of("/apis/custom.metrics.k8s.io/v1beta2/namespaces/shop/metrics/cpu.used.percent").unwrap();
         assert_eq!(
@@ -381,8 +347,9 @@ mod tests {
         ];
         for (rest, namespace, access, verb) in table {
             let read = read_of(&format!("/apis/custom.metrics.k8s.io/v1beta2/{rest}")).unwrap();
-            assert_eq!((read.namespace.as_str(), read.verb()), (namespace, verb), "{rest}");
-            assert_eq!(read.access, access.map(str::to_owned), "{rest}");
+            let [resource, subresource, name] = access;
+            assert_eq!(read.namespace, namespace, "{rest}");
+            assert_eq!(read.access, [verb, resource, subresource, name], "{rest}");
         }
     }
 
@@ -402,7 +369,7 @@ mod tests {
         for text in ["a b&c=d?e/f#g%h+i\"", "ä\u{0}\n", "kube_pod_name=~\"a|b\""] {
             let encoded = percent_encode(text);
             assert!(encoded.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%".contains(&b)), "{encoded}");
-            assert_eq!(percent_decode(&encoded, true).as_deref(), Some(text));
+            assert_eq!(percent_decode(&encoded).as_deref(), Some(text));
         }
     }
 

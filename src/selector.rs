@@ -45,23 +45,19 @@ impl Requirement {
     }
 
     fn parse(part: &str) -> Option<Self> {
-        let (key, operator, list) = if let Some(key) = part.strip_prefix('!') {
-            (key, Operator::DoesNotExist, None)
-        } else if let Some((key, value)) = part.split_once("!=") {
-            (key, Operator::NotIn, Some(value))
-        } else if let Some((key, value)) = part.split_once('=') {
-            (key, Operator::In, Some(value.strip_prefix('=').unwrap_or(value)))
-        } else if let Some((head, list)) = part.strip_suffix(')').and_then(|part| part.split_once('(')) {
-            let (key, word) = head.trim().rsplit_once(char::is_whitespace)?;
-            let operators = [("in", Operator::In), ("notin", Operator::NotIn)];
-            (key, operators.into_iter().find(|(known, _)| *known == word)?.1, Some(list))
-        } else {
-            (part, Operator::Exists, None)
+        let listed = part.strip_suffix(')').and_then(|part| part.split_once('('));
+        let listed = listed.and_then(|(head, list)| Some((head.trim().rsplit_once(char::is_whitespace)?, list)));
+        let (key, operator, list) = match (part.strip_prefix('!'), part.split_once("!="), part.split_once('='), listed) {
+            (Some(key), ..) => (key, Operator::DoesNotExist, None),
+            (_, Some((key, value)), ..) => (key, Operator::NotIn, Some(value)),
+            (_, _, Some((key, value)), _) => (key, Operator::In, Some(value.strip_prefix('=').unwrap_or(value))),
+            (.., Some(((key, "in"), list))) => (key, Operator::In, Some(list)),
+            (.., Some(((key, "notin"), list))) => (key, Operator::NotIn, Some(list)),
+            _ => (part, Operator::Exists, None),
         };
         let values = list.into_iter().flat_map(|list| list.split(',')).map(|value| value.trim().to_owned());
         let found = Self { key: key.trim().to_owned(), operator, values: values.collect() };
-        let (prefix, name) = found.key.split_once('/').unwrap_or(("x", &found.key));
-        let named = !prefix.is_empty() && !name.is_empty() && is_label(prefix) && is_label(name);
+        let named = found.key.splitn(2, '/').all(|part| !part.is_empty() && is_label(part));
         (named && found.values.iter().all(|value| is_label(value))).then_some(found)
     }
 }

@@ -3,7 +3,6 @@
 use crate::prelude::*;
 use crate::{definitions::Definition, random, readings::Item, sysdig::STEP};
 
-/// What nobody asks for any more is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(300);
 const MOST_ASKS: usize = 12_000;
 /// With more questions than this, those that were asked once make room.
@@ -16,14 +15,8 @@ const FAILURES: u32 = 3;
 /// What becomes due meanwhile is this late at the most.
 const NAP: Duration = Duration::from_millis(500);
 
-/// What Sysdig is asked, about which objects, and what is done with the answer.
-pub(crate) struct Plan {
-    pub(crate) question: Question,
-    pub(crate) select: Select,
-    /// What is done with a value before it is served.
-    pub(crate) defined: &'static Definition,
-}
-
+/// What Sysdig is asked, about which objects, and what is done with a value before it is served.
+pub(crate) type Plan = (Question, Select, &'static Definition);
 pub(crate) type Job = (Question, Vec<Select>);
 /// An answer for each of the selections, or why there is none for all of them.
 pub(crate) type Outcome = Result<Vec<Result<Vec<Item>>>>;
@@ -31,7 +24,6 @@ pub(crate) type Outcome = Result<Vec<Result<Vec<Item>>>>;
 pub(crate) struct Store {
     config: Config,
     batches: BTreeMap<Question, Batch>,
-    running: usize,
     failures: u32,
     /// Until when Sysdig is not asked, and why.
     closed: Option<(Instant, Error)>,
@@ -50,7 +42,7 @@ struct Batch {
 #[derive(Default)]
 struct Ask {
     last: Option<Instant>,
-    /// Asked for more than once: kept fresh.
+    /// Asked for more than once: kept fresh, if anything is.
     again: bool,
     waiting: bool,
     answered: Option<Instant>,
@@ -61,14 +53,13 @@ struct Ask {
 
 impl Store {
     pub(crate) fn new(config: &Config) -> Self {
-        Self { config: config.clone(), batches: BTreeMap::new(), running: 0, failures: 0, closed: None }
+        Self { config: config.clone(), batches: BTreeMap::new(), failures: 0, closed: None }
     }
 
     /// What is known without asking Sysdig; None if it must be asked.
-    pub(crate) fn known(&mut self, plan: &Plan, at: Instant, now: u64) -> Option<Result<Vec<Item>>> {
-        let ask = self.batches.get_mut(&plan.question)?.asks.get_mut(&plan.select)?;
-        let fresh =
-            at - ask.answered? < self.config.refresh_interval * 2 || (ask.again && !self.config.refresh_interval.is_zero());
+    pub(crate) fn known(&mut self, plan @ (question, select, _): &Plan, at: Instant, now: u64) -> Option<Result<Vec<Item>>> {
+        let ask = self.batches.get_mut(question)?.asks.get_mut(select)?;
+        let fresh = at - ask.answered? < self.config.refresh_interval * 2 || ask.again;
         fresh.then(|| {
             (ask.last, ask.again) = (Some(at), true);
             ask.outcome(plan, self.config.max_age.as_secs(), now)
@@ -76,66 +67,72 @@ impl Store {
     }
 
     /// Notes that somebody waits for an answer. Returns when there was one. Errors: there is no room.
-    pub(crate) fn want(&mut self, plan: &Plan, at: Instant) -> Result<Option<Instant>> {
-        if self.batches.len() >= MOST_QUESTIONS || self.asks() >= MOST_ASKS {
+    pub(crate) fn want(&mut self, (question, select, _): &Plan, at: Instant) -> Result<Option<Instant>> {
+        let (questions, readings) = self.sizes();
+        if questions >= MOST_QUESTIONS || readings >= MOST_ASKS {
             self.forget(at, |ask| !ask.again);
         }
-        ensure!(self.asks() < MOST_ASKS, Overloaded, "more metrics are asked for than the adapter keeps ({MOST_ASKS})");
-        let ask = self.batches.entry(plan.question.clone()).or_default().asks.entry(plan.select.clone()).or_default();
-        ask.again |= ask.last.is_some();
+        ensure!(self.sizes().1 < MOST_ASKS, Overloaded, "more metrics are asked for than the adapter keeps ({MOST_ASKS})");
+        let ask = self.batches.entry(question.clone()).or_default().asks.entry(select.clone()).or_default();
+        ask.again |= ask.last.is_some() && !self.config.refresh_interval.is_zero();
         (ask.last, ask.waiting) = (Some(at), true);
         Ok(ask.answered)
     }
 
-    /// What somebody waited for since there was an answer `before`.
-    pub(crate) fn answer(&self, plan: &Plan, before: Option<Instant>, now: u64) -> Option<Result<Vec<Item>>> {
-        let ask = self.batches.get(&plan.question)?.asks.get(&plan.select)?;
-        (ask.answered != before).then(|| ask.outcome(plan, self.config.max_age.as_secs(), now))
+    /// How many questions there are, and how many readings they answer.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.batches.len(), self.batches.values().map(|batch| batch.asks.len()).sum())
     }
 
-    fn asks(&self) -> usize {
-        self.batches.values().map(|batch| batch.asks.len()).sum()
-    }
-
-    /// Why Sysdig is not asked just now, if it is not.
-    pub(crate) fn closed(&self, at: Instant) -> Option<Error> {
+    /// What somebody waited for since there was an answer `before`, or why Sysdig is not asked just now.
+    pub(crate) fn answer(&self, plan: &Plan, before: Option<Instant>, at: Instant, now: u64) -> Option<Result<Vec<Item>>> {
+        let (question, select, _) = plan;
+        let ask = self.batches.get(question).and_then(|batch| batch.asks.get(select));
+        if let Some(ask) = ask.filter(|ask| ask.answered != before) {
+            return Some(ask.outcome(plan, self.config.max_age.as_secs(), now));
+        }
         let (until, error) = self.closed.as_ref()?;
         let left = until.checked_duration_since(at)?.as_secs() + 1;
         let message = format!("{}; it is asked again in {left} s", error.message);
-        Some(Error { reason: error.reason, message, retry_after: Some(left) })
+        Some(Err(Error { reason: error.reason, message, retry_after: Some(left) }))
     }
 
     /// What Sysdig is asked next, what somebody waits for first. Errors: for how long there is nothing to ask.
     pub(crate) fn next(&mut self, at: Instant) -> Result<Job, Duration> {
         let pause = self.closed.as_ref().map_or(Duration::ZERO, |(until, _)| until.saturating_duration_since(at));
-        if !pause.is_zero() || (self.failures >= FAILURES && self.running > 0) {
+        if !pause.is_zero() || (self.failures >= FAILURES && self.batches.values().any(|batch| batch.running)) {
             return Err(pause.max(NAP));
         }
-        let wanted = |ask: &Ask| ask.waiting || (ask.again && !self.config.refresh_interval.is_zero());
+        let wanted = |ask: &Ask| ask.waiting || ask.again;
         let rank = |batch: &Batch| (!batch.asks.values().any(|ask| ask.waiting), batch.due);
         let idle = self.batches.iter_mut().filter(|(_, batch)| !batch.running && batch.asks.values().any(wanted));
         let Some((question, batch)) = idle.min_by_key(|(_, batch)| rank(batch)) else { return Err(NAP) };
         let early = batch.due.filter(|due| rank(batch).0 && *due > at);
         early.map_or(Ok(()), |due| Err(NAP.min(due - at)))?;
         batch.running = true;
-        self.running += 1;
         let selects = batch.asks.iter().filter(|(_, ask)| wanted(ask)).map(|(select, _)| select.clone());
         Ok((question.clone(), selects.collect()))
     }
 
     /// Takes in what an attempt that began at `now` to answer `selects` came to by `at`, and how many queries it took.
     pub(crate) fn done(&mut self, (question, selects): &Job, outcome: Outcome, cost: u64, at: Instant, now: u64) {
-        self.running -= 1;
+        // What is everybody's closes the way to Sysdig for all: a limit of the rate at once, other failures when they repeat.
+        let of_sysdig = |reason: Reason| reason.word().starts_with("backend-") && reason != Reason::BackendRejected;
+        let everybodys = outcome.as_ref().err().filter(|error| of_sysdig(error.reason));
         if cost > 0 {
-            self.judge(outcome.as_ref().err(), at);
+            self.failures = everybodys.map_or(0, |_| self.failures + 1);
+            self.closed = everybodys.and_then(|error| {
+                let asked = error.retry_after.map_or(LOCKOUT, Duration::from_secs).min(LONGEST_PAUSE);
+                let backoff = self.config.refresh_interval * self.failures.saturating_sub(FAILURES - 1).min(3);
+                let pause = if error.reason == Reason::BackendRateLimited { asked } else { backoff };
+                (!pause.is_zero()).then(|| (at + pause.mul_f64(1.0 + random() / 4.0), error.clone()))
+            });
         }
         // All share the budget, without the fifth that is left to first asks.
         let total: u64 = self.batches.values().map(|batch| batch.cost).sum();
         let interval = self.config.refresh_interval.max(Duration::from_millis(75_000 * total / self.config.max_queries.max(1)));
         let Some(batch) = self.batches.get_mut(question) else { return };
-        // What is everybody's is waited out for all at once, and over for all at once.
-        let own = outcome.as_ref().is_err_and(|error| !error.reason.is_everybodys());
-        batch.failures = if own { batch.failures + 1 } else { 0 };
+        batch.failures = if outcome.is_err() && everybodys.is_none() { batch.failures + 1 } else { 0 };
         batch.due = Some(at + interval * 2_u32.pow(batch.failures.saturating_sub(1).min(3)));
         (batch.running, batch.cost) = (false, cost);
         let answers = outcome.unwrap_or_else(|error| vec![Err(error); selects.len()]);
@@ -147,25 +144,12 @@ impl Store {
         self.forget(at, |_| false);
     }
 
-    /// A failure that is everybody's closes the way to Sysdig: a limit of the rate at once, others when they repeat.
-    fn judge(&mut self, error: Option<&Error>, at: Instant) {
-        let error = error.filter(|error| error.reason.is_everybodys());
-        self.failures = if error.is_some() { self.failures + 1 } else { 0 };
-        self.closed = error.and_then(|error| {
-            let asked = error.retry_after.map_or(LOCKOUT, Duration::from_secs).min(LONGEST_PAUSE);
-            let backoff = self.config.refresh_interval * self.failures.saturating_sub(FAILURES - 1).min(3);
-            let pause = if error.reason == Reason::BackendRateLimited { asked } else { backoff };
-            let until = at + pause.mul_f64(1.0 + random() / 4.0);
-            (!pause.is_zero()).then(|| (until, error.clone()))
-        });
-    }
-
     fn forget(&mut self, at: Instant, more: impl Fn(&Ask) -> bool) {
-        for batch in self.batches.values_mut() {
-            let old = |ask: &Ask| ask.last.is_some_and(|last| at - last > FORGOTTEN);
+        let old = |ask: &Ask| ask.last.is_some_and(|last| at - last > FORGOTTEN);
+        self.batches.retain(|_, batch| {
             batch.asks.retain(|_, ask| ask.waiting || !(old(ask) || more(ask)));
-        }
-        self.batches.retain(|_, batch| batch.running || !batch.asks.is_empty());
+            batch.running || !batch.asks.is_empty()
+        });
     }
 }
 
@@ -175,43 +159,36 @@ impl Ask {
         match answer {
             Ok(items) => (self.items, self.error) = (items, None),
             Err(error) => {
-                if forgetful || !error.reason.is_passing() {
-                    self.items.clear();
-                }
-                let since = self.error.as_ref().map_or(now, |(_, since, _)| *since);
-                self.error = Some((error, since, now));
+                self.items.retain(|_| !forgetful && error.reason.is_passing());
+                self.error = Some((error, self.error.take().map_or(now, |(_, since, _)| since), now));
             }
         }
     }
 
     /// The values that are not too old, or why there are none.
-    fn outcome(&self, Plan { question, select, defined }: &Plan, max_age: u64, now: u64) -> Result<Vec<Item>> {
+    fn outcome(&self, (question, select, defined): &Plan, max_age: u64, now: u64) -> Result<Vec<Item>> {
         let age = |item: &Item| now.saturating_sub(item.2);
-        let (hold, zero) = defined.absence;
-        let max_age = if defined.max_age > 0 { defined.max_age } else { max_age };
         // Of all objects that labels name, some may be gone.
-        let most = if select.name == "*" { max_age } else { max_age.max(hold) };
-        let silent = |last: &u64| zero && select.name != "*" && now.saturating_sub(*last) + STEP <= max_age;
+        let (hold, zero) = if select.name == "*" { (0, false) } else { defined.absence };
+        let max_age = if defined.max_age > 0 { defined.max_age } else { max_age };
+        let most = max_age.max(hold);
         let shown = |it: &Item| (it.0.clone(), it.1.scaled(defined.divide_by, defined.decimals), it.2);
         let good: Vec<Item> = self.items.iter().filter(|item| age(item) <= most).map(shown).collect();
-        match (&self.error, self.items.iter().map(age).min()) {
-            _ if !good.is_empty() => Ok(good),
-            (Some((Error { reason: Reason::NoData, .. }, _, last)), _) if silent(last) => {
-                Ok(vec![(select.name.clone(), Quantity::ZERO, last.saturating_sub(STEP))])
-            }
-            (Some((error, since, _)), Some(age)) => {
-                let (message, since) = (&error.message, rfc3339(*since));
-                Err(Error::new(error.reason, format!("{message} (since {since}; the last value is {age} s old)")))
-            }
-            (Some((error, ..)), None) => Err(error.clone()),
-            (None, age) => {
-                let object = named(select.resource, &select.namespace, &select.name);
-                let (metric, age) = (&question.metric, age.unwrap_or_default());
-                let name = if defined.name.is_empty() { "MAX_AGE" } else { "what its definition allows" };
-                let bound = format!("over {name} ({most} s)");
-                Err(refusal!(TooOld, "the newest sample of {metric} for {object} is {age} s old, {bound}"))
-            }
+        if !good.is_empty() {
+            return Ok(good);
         }
+        let newest = self.items.iter().map(age).min();
+        let Some((error, since, last)) = &self.error else {
+            let (metric, age) = (&question.metric, newest.unwrap_or_default());
+            let object = named(select.resource, &select.namespace, &select.name);
+            let name = if defined.name.is_empty() { "MAX_AGE" } else { "what its definition allows" };
+            return Err(refusal!(TooOld, "the newest sample of {metric} for {object} is {age} s old, over {name} ({most} s)"));
+        };
+        if zero && error.reason == Reason::NoData && now.saturating_sub(*last) + STEP <= max_age {
+            return Ok(vec![(select.name.clone(), Quantity::ZERO, last.saturating_sub(STEP))]);
+        }
+        let Some(age) = newest else { return Err(error.clone()) };
+        Err(Error::new(error.reason, format!("{} (since {}; the last value is {age} s old)", error.message, rfc3339(*since))))
     }
 }
 
@@ -235,7 +212,7 @@ mod tests {
         let (metric, tuning, legacy, labels) = (metric.to_owned(), Tuning::DEFAULT, false, Vec::new());
         let question = Question { metric, tuning, resource, legacy, labels };
         let [namespace, name, labels] = ["default", name, ""].map(str::to_owned);
-        Plan { question, select: Select { resource, namespace, name, labels }, defined: forever(Definition::default()) }
+        (question, Select { resource, namespace, name, labels }, forever(Definition::default()))
     }
 
     fn good(end: u64) -> Outcome {
@@ -258,6 +235,11 @@ mod tests {
         let job = store.next(at).unwrap();
         assert_eq!(job.0.metric, metric);
         store.done(&job, outcome, 1, at, NOW);
+    }
+
+    /// Why Sysdig is not asked, which is told who waits for anything.
+    fn closed(store: &Store, at: Instant) -> Option<Error> {
+        store.answer(&plan("nobody asked for", "kuard"), None, at, NOW).and_then(Result::err)
     }
 
     fn metric(job: Result<Job, Duration>) -> Option<String> {
@@ -288,7 +270,7 @@ mod tests {
             let at = at + SECOND * after;
             assert_eq!(metric(store.next(at)), due.then(|| "again".to_owned()), "after {after} s");
             if due {
-                store.done(&(plan("again", "kuard").question, vec![plan("again", "kuard").select]), good(NOW), 1, at, NOW);
+                store.done(&(plan("again", "kuard").0, vec![plan("again", "kuard").1]), good(NOW), 1, at, NOW);
             }
         }
         let at = at + SECOND * 311;
@@ -301,17 +283,17 @@ mod tests {
     fn after_three_failures_of_everybodys_one_query_at_a_time_tries_until_one_works() {
         let (mut store, mut at) = (store(&[]), Instant::now());
         for name in ["a", "b", "c"] {
-            assert!(store.closed(at).is_none());
+            assert!(closed(&store, at).is_none());
             ask(&mut store, name, at, bad(Reason::BackendError, None));
         }
         for intervals in [1, 2, 3, 3] {
-            let error = store.closed(at).unwrap();
+            let error = closed(&store, at).unwrap();
             let left = error.retry_after.unwrap();
             assert!((10 * intervals..=10 * intervals + 10 * intervals / 4 + 1).contains(&left), "{left} s");
             assert_eq!(error.message, format!("it fails; it is asked again in {left} s"));
             assert!(store.next(at).is_err());
             at += SECOND * u32::try_from(left).unwrap();
-            assert!(store.closed(at).is_none());
+            assert!(closed(&store, at).is_none());
             for name in ["d", "e"] {
                 store.want(&plan(name, "kuard"), at).unwrap();
             }
@@ -334,7 +316,7 @@ mod tests {
             for (says, least) in [(None, 15), (Some(0), 0), (Some(4), 4), (Some(300), 300), (Some(86_400), 300)] {
                 let (mut store, at) = (store(&[("REFRESH_INTERVAL", interval)]), Instant::now());
                 ask(&mut store, "a", at, bad(Reason::BackendRateLimited, says));
-                let left = store.closed(at).and_then(|error| error.retry_after).unwrap_or_default();
+                let left = closed(&store, at).and_then(|error| error.retry_after).unwrap_or_default();
                 let most = if least == 0 { 0 } else { least + least / 4 + 1 };
                 assert!((least..=most).contains(&left), "{interval} {says:?}: {left} s");
             }
@@ -428,7 +410,8 @@ mod tests {
         let value = Quantity::parse("0.001").unwrap();
         ask.take(Ok(vec![("kuard".to_owned(), value, NOW)]), false, at, NOW);
         ask.take(Err(Error::new(error, "it fails".to_owned())), false, at, failed);
-        let plan = Plan { defined: forever(definition), ..plan("m", "kuard") };
+        let (question, select, _) = plan("m", "kuard");
+        let plan = (question, select, forever(definition));
         let items = ask.outcome(&plan, 120, now).map_err(|error| error.reason)?;
         Ok(items.into_iter().map(|(_, value, end)| (value.to_string(), end)).collect())
     }
@@ -460,7 +443,8 @@ mod tests {
         let held = |name: &str, now: u64| {
             let (mut ask, value) = (Ask::default(), Quantity::parse("0.001").unwrap());
             ask.take(Ok(vec![("kuard".to_owned(), value, NOW)]), false, Instant::now(), now);
-            let plan = Plan { defined: forever(silence((600, false))), ..plan("m", name) };
+            let (question, select, _) = plan("m", name);
+            let plan = (question, select, forever(silence((600, false))));
             ask.outcome(&plan, 120, now).map(|items| items.len()).map_err(|error| error.reason)
         };
         assert_eq!([held("kuard", NOW + 600), held("*", NOW + 120)], [Ok(1), Ok(1)]);

@@ -2,11 +2,11 @@
 
 use crate::prelude::*;
 use crate::tls::{agent, certificates, exchange, explain};
-use crate::{data, promql, timestamp::second_of_day};
+use crate::{api::second_of_day, data, promql, route::percent_decode};
 use serde::de::DeserializeOwned;
 use std::{cell::Cell, fs, path::PathBuf, sync::atomic::AtomicU64};
-use ureq::{Agent, Proxy};
 
+pub(crate) const CLUSTER: &str = "kubernetes.cluster.name";
 /// Seconds between samples.
 pub(crate) const STEP: u64 = 10;
 /// Seconds that samples may be ahead of our clock; and that the clocks may differ before it is worth a line in the log.
@@ -18,13 +18,10 @@ const MOST_NAMES: usize = 500;
 const COLLECTED: u64 = 600;
 const NOT_COLLECTED: u64 = 60;
 const MOST_METRICS: usize = 1000;
-thread_local! {
-    /// How many queries this thread has sent.
-    pub(crate) static QUERIES: Cell<u64> = const { Cell::new(0) };
-}
-pub(crate) const OTHER_OBJECT: &str = "it is about another object than asked for";
-/// How much of an answer the log shows.
-const LOGGED: usize = 4096;
+// How many queries this thread has sent.
+thread_local!(pub(crate) static QUERIES: Cell<u64> = const { Cell::new(0) });
+/// How a refusal with [`Reason::BackendInvalidAnswer`] begins.
+pub(crate) const UNUSABLE: &str = "Sysdig's answer cannot be used";
 
 /// What is asked of any number of objects at once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,46 +38,30 @@ pub struct Question {
 }
 
 impl Question {
-    /// Whether it is about nodes, not containers.
-    pub(crate) fn is_host(&self) -> bool {
-        *self.resource == Resource::NODES
-    }
-
     /// Sysdig's labels that tell objects apart, each if there is one: the namespace, and the name.
     pub(crate) fn object_labels(&self) -> [Option<&'static str>; 2] {
         let name = if self.legacy { "kubernetes.workload.name" } else { self.resource.label };
         [self.resource.is_namespaced().then_some(Resource::NAMESPACES.label), Some(name).filter(|it| !it.is_empty())]
+    }
+
+    /// What tells these objects in that cluster.
+    pub(crate) fn requirements(&self, (namespaces, names): &Scope, cluster: Requirement) -> Vec<Requirement> {
+        let [namespace, by] = self.object_labels();
+        let workload = BTreeSet::from([self.resource.workload_type.to_owned()]);
+        let kind = self.legacy.then_some("kubernetes.workload.type");
+        let parts = [(namespace, namespaces), (kind, &workload), (by.filter(|_| names.len() <= MOST_NAMES), names)];
+        let parts = parts.into_iter().filter_map(|(label, values)| Some(Requirement::is(label?, values.iter().cloned())));
+        iter::once(cluster).chain(parts).collect()
     }
 }
 
 /// Namespace (empty where the objects lie in none) and name.
 pub type Object = (String, String);
 
-/// Which objects are asked about, by their namespaces and names. The cluster is added by the backend.
+/// Which objects are asked about: their namespaces and their names.
+pub type Scope = (BTreeSet<String>, BTreeSet<String>);
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Scope(pub BTreeSet<String>, pub BTreeSet<String>);
-
-impl Scope {
-    pub fn of<'a>(objects: impl IntoIterator<Item = &'a Object>) -> Self {
-        let (namespaces, names) = objects.into_iter().cloned().unzip();
-        Self(namespaces, names)
-    }
-
-    pub(crate) fn requirements(&self, question: &Question) -> Vec<Requirement> {
-        let [namespace, by] = question.object_labels();
-        let workload = BTreeSet::from([question.resource.workload_type.to_owned()]);
-        let kind = question.legacy.then_some("kubernetes.workload.type");
-        let parts = [(namespace, &self.0), (kind, &workload), (by.filter(|_| self.1.len() <= MOST_NAMES), &self.1)];
-        let given = parts.into_iter().filter_map(|(label, values)| Some((label?, values)));
-        given.map(|(label, values)| Requirement::is(label, values.iter().cloned())).collect()
-    }
-
-    fn holds(&self, (namespace, name): &Object) -> bool {
-        self.0.contains(namespace) && (self.1.len() > MOST_NAMES || self.1.contains(name))
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// Unix seconds: up to where there are samples.
     pub end: u64,
@@ -95,26 +76,25 @@ pub struct Row {
 pub type Rows = BTreeMap<Object, Row>;
 
 pub struct Sysdig {
-    agent: Agent,
+    agent: ureq::Agent,
     config: Config,
     /// Seconds by which samples arrive late, as PromQL shows it.
     pub(crate) lag: AtomicU64,
     /// The minute since 1970 of the last query, and how many there were in it.
-    queries: Mutex<(u64, u64)>,
+    pub(crate) queries: Mutex<(u64, u64)>,
     /// Whether a metric is collected in the cluster, and until when that is known.
     collected: Mutex<BTreeMap<String, (bool, u64)>>,
 }
 
 impl Sysdig {
-    /// Uses the endpoint, token and cluster of `config`. Errors: `SDC_CA_FILE` or a proxy variable is wrong.
+    /// Uses the endpoint, token and cluster of `config`. Errors: `SDC_CA_FILE` is wrong.
     pub fn new(config: &Config) -> Result<Self, String> {
         let read = |path: &PathBuf| {
             let found = fs::read(path).map_err(|error| error.to_string()).and_then(certificates);
             found.map_err(|mistake| format!("SDC_CA_FILE {}: {mistake}", path.display()))
         };
         let (roots, config) = (config.sysdig_ca_file.as_ref().map(read).transpose()?, config.clone());
-        let proxy = Proxy::try_from_env();
-        let agent = agent(roots.as_deref(), !config.insecure_skip_verify, config.sysdig_timeout, proxy);
+        let agent = agent(roots.as_deref(), !config.insecure_skip_verify, config.sysdig_timeout, ureq::Proxy::try_from_env());
         Ok(Self { agent, config, lag: AtomicU64::new(0), queries: Mutex::default(), collected: Mutex::default() })
     }
 
@@ -134,28 +114,21 @@ impl Sysdig {
         let ask = if self.speaks_promql(&question.metric) { promql::rows } else { data::rows };
         let rows = ask(self, question, scope, window_end(now))?;
         let ahead = rows.values().map(|row| row.end.saturating_sub(now)).max().unwrap_or_default();
-        let early = || invalid_answer(&format!("it is {ahead} s ahead of this node's clock: check the node's time"));
-        (ahead <= AHEAD).then_some(()).ok_or_else(early)?;
-        if rows.keys().all(|object| scope.holds(object)) { Ok(rows) } else { Err(invalid_answer(OTHER_OBJECT)) }
-    }
-
-    /// How many pods of each object Sysdig saw in the window. Errors: Sysdig failed.
-    pub fn pods(&self, question: &Question, scope: &Scope, now: u64) -> Result<BTreeMap<Object, u64>, Error> {
-        data::pods(self, question, scope, window_end(now))
+        ensure!(ahead <= AHEAD, BackendInvalidAnswer, "{UNUSABLE}: it is {ahead} s ahead of this node's clock: check NTP");
+        let asked = |it: &Object| scope.0.contains(&it.0) && (scope.1.len() > MOST_NAMES || scope.1.contains(&it.1));
+        ensure!(rows.keys().all(asked), BackendInvalidAnswer, "{UNUSABLE}: it is about another object than asked for");
+        Ok(rows)
     }
 
     /// Whether anything in the cluster had a sample of the metric within a day; remembered. Errors: Sysdig failed.
     pub fn is_collected(&self, question: &Question, now: u64) -> Result<bool, Error> {
-        if let Some((collected, _)) = lock(&self.collected).get(&question.metric).filter(|(_, until)| now < *until) {
-            return Ok(*collected);
-        }
+        let known = lock(&self.collected).get(&question.metric).filter(|(_, until)| now < *until).map(|(it, _)| *it);
         let ask = if self.speaks_promql(&question.metric) { promql::is_collected } else { data::is_collected };
-        let collected = ask(self, question, window_end(now))?;
+        let collected = known.map_or_else(|| ask(self, question, window_end(now)), Ok)?;
         let mut known = lock(&self.collected);
         known.retain(|_, (_, until)| now < *until);
         if known.len() < MOST_METRICS {
-            let until = now + if collected { COLLECTED } else { NOT_COLLECTED };
-            known.insert(question.metric.clone(), (collected, until));
+            known.entry(question.metric.clone()).or_insert((collected, now + if collected { COLLECTED } else { NOT_COLLECTED }));
         }
         Ok(collected)
     }
@@ -175,67 +148,67 @@ impl Sysdig {
         Ok(())
     }
 
-    /// The answer to a GET, or with a body of some type to a POST.
-    pub(crate) fn ask<T: DeserializeOwned>(&self, path: &str, body: Option<(&str, String)>) -> Result<T, Error> {
+    /// The answer to a POST, or to a GET if `body`, which is of type `kind`, is empty.
+    pub(crate) fn ask<T: DeserializeOwned>(&self, path: &str, kind: &str, body: String) -> Result<T, Error> {
         let token = self.token()?;
         self.count_query(unix_now())?;
-        log::debug!("Sysdig is asked: {path} {}", body.as_ref().map_or("", |(_, body)| body));
-        let (url, method) = (format!("{}{path}", self.config.endpoint), if body.is_some() { Method::POST } else { Method::GET });
-        let (kind, body) = body.unwrap_or((JSON, String::new()));
-        let sent = exchange(&self.agent, method, &url, &token, [JSON, kind], body);
-        let (status, headers, answer) = sent.map_err(|error| self.unreachable(&error))?;
-        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        if let Some(theirs) = header("Date").and_then(second_of_day) {
-            let (ours, half) = ((unix_now() % 86_400).cast_signed(), 43_200);
-            let skew = (theirs - ours + half).rem_euclid(2 * half) - half;
-            let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
-            let _ = changes::noted("clock", if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) });
-        }
-        if status != 200 {
-            let retry_after = header("Retry-After").and_then(|text| text.parse().ok());
-            return Err(Error { retry_after, ..self.refused(status, &answer.unwrap_or_default(), &token) });
-        }
-        let answer = answer.map_err(|error| match error {
-            ureq::Error::Timeout(_) => self.unreachable(&error),
-            other => invalid_answer(&format!("it ends early or cannot be read: {}", explain(&other))),
-        })?;
-        let shown = String::from_utf8_lossy(answer.get(..LOGGED).unwrap_or(&answer));
-        log::debug!("Sysdig answers: {}", shown.replace(token.expose(), "(hidden)"));
-        serde_json::from_slice(&answer).map_err(|error| {
-            let (line, column) = (error.line(), error.column());
-            invalid_answer(&format!("it is not the JSON expected (line {line}, column {column})"))
+        let api = if path.starts_with("/api/") { "api=\"data\"," } else { "api=\"promql\"," };
+        metrics::timed("sysdig_query_duration_seconds", api, || {
+            let asked = format!("{path} {body}");
+            log::debug!("Sysdig is asked: {}", percent_decode(&asked).as_ref().unwrap_or(&asked));
+            let (url, method) =
+                (format!("{}{path}", self.config.endpoint), if body.is_empty() { Method::GET } else { Method::POST });
+            let sent = exchange(&self.agent, method, &url, &token, [JSON, kind], body);
+            let (head, answer) = sent.map_err(|error| self.failed(&error, false))?.into_parts();
+            let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
+            if let Some(theirs) = header("Date").and_then(second_of_day) {
+                let (ours, half) = ((unix_now() % 86_400).cast_signed(), 43_200);
+                let skew = (theirs - ours + half).rem_euclid(2 * half) - half;
+                let off = || refusal!(BackendInvalidAnswer, "Sysdig's clock is {skew} s ahead of this node's: check NTP");
+                let _ = metrics::noted("clock", if skew.unsigned_abs() > MOST_SKEW { Err(off()) } else { Ok(()) });
+            }
+            if head.status != 200 {
+                let retry_after = header("Retry-After").and_then(|text| text.parse().ok());
+                return Err(Error { retry_after, ..self.refused(head.status.as_u16(), &answer.unwrap_or_default(), &token) });
+            }
+            let answer = answer.map_err(|error| self.failed(&error, true))?;
+            let shown = String::from_utf8_lossy(answer.get(..4096).unwrap_or(&answer));
+            log::debug!("Sysdig answers: {}", shown.replace(token.expose(), "(hidden)"));
+            let mistake = |at| refusal!(BackendInvalidAnswer, "{UNUSABLE}: it is not the JSON expected, line and column {at:?}");
+            serde_json::from_slice(&answer).map_err(|error| mistake((error.line(), error.column())))
         })
     }
 
     fn token(&self) -> Result<Secret, Error> {
-        let given = || self.config.token.clone().ok_or_else(|| "there is no Sysdig API token".to_owned());
-        let read = |path: &PathBuf| match fs::read_to_string(path) {
-            Ok(text) => Secret::new(text.trim()).ok_or_else(|| format!("{} holds no API token", path.display())),
-            Err(error) => Err(format!("the Sysdig API token cannot be read, {}: {error}", path.display())),
+        let found = match self.config.token_file.as_ref().map(|path| (path.display(), fs::read_to_string(path))) {
+            None => self.config.token.clone().ok_or_else(|| "there is no Sysdig API token".to_owned()),
+            Some((path, Ok(text))) => Secret::new(text.trim()).ok_or_else(|| format!("{path} holds no API token")),
+            Some((path, Err(error))) => Err(format!("the Sysdig API token cannot be read, {path}: {error}")),
         };
-        let found = self.config.token_file.as_ref().map_or_else(given, read);
         let create = "kubectl create secret generic --from-literal access-key=TOKEN -n custom-metrics sysdig-api";
         let place = "the token is in Sysdig Monitor under Settings, User Profile";
         found.map_err(|why| refusal!(NotConfigured, "{why}: {create} ({place})"))
     }
 
-    pub(crate) fn cluster(&self) -> Result<&str, Error> {
+    pub(crate) fn cluster(&self) -> Result<Requirement, Error> {
         let set = "kubectl set env deployment/custom-metrics-apiserver -n custom-metrics CLUSTER_NAME=NAME";
         let name = "with the cluster's name as Sysdig Monitor shows it";
-        self.config.cluster.as_deref().ok_or_else(|| refusal!(NotConfigured, "CLUSTER_NAME is not set: {set}, {name}"))
+        let found = self.config.cluster.clone().map(|it| Requirement::is(CLUSTER, [it]));
+        found.ok_or_else(|| refusal!(NotConfigured, "CLUSTER_NAME is not set: {set}, {name}"))
     }
 
-    fn unreachable(&self, error: &ureq::Error) -> Error {
+    /// Why there is no answer, or none to its end if it has `begun`.
+    fn failed(&self, error: &ureq::Error, begun: bool) -> Error {
         let (url, why, check) = (&self.config.endpoint, explain(error), "check SDC_ENDPOINT, SDC_CA_FILE, DNS, egress");
         match error {
             ureq::Error::Timeout(_) => refusal!(BackendTimeout, "Sysdig at {url} did not answer within SDC_TIMEOUT"),
-            ureq::Error::Protocol(_) => invalid_answer("it is not HTTP"),
+            _ if begun => refusal!(BackendInvalidAnswer, "{UNUSABLE}: it ends early or cannot be read: {why}"),
+            ureq::Error::Protocol(_) => refusal!(BackendInvalidAnswer, "{UNUSABLE}: it is not HTTP"),
             _ => refusal!(BackendUnreachable, "Sysdig at {url} cannot be reached: {why} ({check})"),
         }
     }
 
     fn refused(&self, status: u16, body: &[u8], token: &Secret) -> Error {
-        let says = quoted(&remark(body).replace(token.expose(), "(hidden)"));
         let renew = "does not accept the API token: kubectl create secret generic --from-literal access-key=NEW \
             -n custom-metrics sysdig-api --dry-run=client -o yaml | kubectl apply -f -";
         let (reason, message) = match status {
@@ -246,27 +219,22 @@ impl Sysdig {
             300..=399 => (Reason::BackendRejected, "redirects elsewhere, which is not followed: check SDC_ENDPOINT"),
             _ => (Reason::BackendError, "fails"),
         };
-        Error::new(reason, format!("Sysdig {message} ({status}: {says})"))
+        Error::new(reason, format!("Sysdig {message} ({status}: {})", remark(body, token)))
     }
 }
 
 /// The end of the newest window whose samples can all have arrived: the last step is left out.
-fn window_end(now: u64) -> u64 {
+pub(crate) fn window_end(now: u64) -> u64 {
     now.saturating_sub(STEP) / STEP * STEP
 }
 
-pub(crate) fn invalid_answer(why: &str) -> Error {
-    refusal!(BackendInvalidAnswer, "Sysdig's answer cannot be used: {why}")
-}
-
-/// What a server says about an error, in whichever form.
-pub(crate) fn remark(body: &[u8]) -> String {
-    let Ok(value) = serde_json::from_slice::<Value>(body) else {
-        return String::from_utf8_lossy(body.get(..400).unwrap_or(body)).into_owned();
-    };
-    let pointers = ["/errors/0/message", "/errors/0/reason", "/message", "/error", "/details/0"];
-    let found = pointers.iter().find_map(|pointer| value.pointer(pointer).and_then(Value::as_str));
-    found.map_or_else(|| value.to_string(), str::to_owned)
+/// What a server says about an error, in whichever form, made safe to repeat: should it hold the token, too.
+pub(crate) fn remark(body: &[u8], token: &Secret) -> String {
+    let text = body.get(..400).unwrap_or(body);
+    let value = serde_json::from_slice(body).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(text)));
+    let pointers = ["", "/errors/0/message", "/errors/0/reason", "/message", "/error", "/details/0"];
+    let found = pointers.iter().find_map(|pointer| Some(value.pointer(pointer)?.as_str()?.to_owned()));
+    quoted(&found.unwrap_or_else(|| value.to_string()).replace(token.expose(), "(hidden)"))
 }
 
 #[cfg(test)]
@@ -319,8 +287,9 @@ mod tests {
             (r#"{"x":1}"#, r#"{"x":1}"#),
             ("Bad gateway", "Bad gateway"),
         ];
+        let token = Secret::new("a-token").unwrap();
         for (body, said) in table {
-            assert_eq!(remark(body.as_bytes()), said);
+            assert_eq!(remark(body.as_bytes(), &token), quoted(said));
         }
     }
 }

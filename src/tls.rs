@@ -2,14 +2,12 @@
 
 use crate::prelude::*;
 use rustls::crypto::{self, WebPkiSupportedAlgorithms, ring};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme, version};
-use rustls::{client::danger::HandshakeSignatureValid, pki_types::pem::PemObject, server::danger::ClientCertVerified};
-use rustls::{server::danger::ClientCertVerifier, sign::CertifiedKey};
-use ureq::http::{HeaderMap, Request};
-use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
-use ureq::{Agent, Proxy};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, danger::ClientCertVerifier};
+use rustls::{DigitallySignedStruct as Signature, DistinguishedName, Error, ServerConfig, SignatureScheme, sign::CertifiedKey};
+use rustls::{client::danger::HandshakeSignatureValid as Valid, server::danger::ClientCertVerified as Verified, version};
+use ureq::{Agent, Proxy, http, tls::Certificate, tls::RootCerts, tls::TlsConfig, tls::TlsProvider};
+use webpki::{EndEntityCert, KeyUsage};
 
 const LARGEST_ANSWER: u64 = 8 * 1024 * 1024;
 
@@ -23,17 +21,20 @@ pub fn sha256(text: &str) -> [u8; 32] {
 pub fn certificates(pem: impl AsRef<[u8]>) -> Result<Vec<CertificateDer<'static>>, String> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_ref()).collect();
     let found = found.map_err(|error| format!("broken PEM: {error}"))?;
-    for certificate in &found {
-        webpki::EndEntityCert::try_from(certificate).map_err(|error| format!("a broken certificate: {error}"))?;
-    }
+    let broken = found.iter().find_map(|certificate| EndEntityCert::try_from(certificate).err());
+    broken.map_or(Ok(()), |error| Err(format!("a broken certificate: {error}")))?;
     if found.is_empty() { Err("no PEM certificate".to_owned()) } else { Ok(found) }
 }
 
-/// The authorities in a PEM bundle. Errors: As [`certificates`].
-pub(crate) fn anchors(pem: &str) -> Result<Vec<TrustAnchor<'static>>, String> {
-    let list = certificates(pem)?;
-    let anchors = list.iter().map(|der| webpki::anchor_from_trusted_cert(der).map(|anchor| anchor.to_owned()));
-    anchors.collect::<Result<_, _>>().map_err(|error| format!("a broken certificate: {error}"))
+/// The leaf of `chain`, if one of `authorities` vouches for it and its use at `now` (Unix seconds). Errors: Why not.
+pub(crate) fn verified<'a>(
+    chain: &'a [CertificateDer<'a>], authorities: &[CertificateDer<'_>], usage: KeyUsage, now: u64,
+) -> Result<EndEntityCert<'a>, webpki::Error> {
+    let (leaf, intermediates) = chain.split_first().ok_or(webpki::Error::BadDer)?;
+    let anchors = authorities.iter().map(webpki::anchor_from_trusted_cert).collect::<Result<Vec<_>, _>>()?;
+    let (leaf, time) = (EndEntityCert::try_from(leaf)?, UnixTime::since_unix_epoch(Duration::from_secs(now)));
+    leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, intermediates, time, usage, None, None)?;
+    Ok(leaf)
 }
 
 /// DER as PEM, <https://www.rfc-editor.org/rfc/rfc7468>.
@@ -45,12 +46,11 @@ pub fn pem(label: &str, der: &[u8]) -> String {
 /// <https://www.rfc-editor.org/rfc/rfc4648#section-4>
 pub fn base64(bytes: impl AsRef<[u8]>) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let group = |group: &[u8]| -> String {
+    let digits = bytes.as_ref().chunks(3).flat_map(|group| {
         let bits = group.iter().fold(0, |bits, byte| bits << 8 | usize::from(*byte)) << (8 * (3 - group.len()));
-        let digit = |at: usize| ALPHABET.get(bits >> (18 - 6 * at) & 63).filter(|_| at <= group.len());
-        (0..4).map(|at| digit(at).map_or('=', |byte| char::from(*byte))).collect()
-    };
-    bytes.as_ref().chunks(3).map(group).collect()
+        (0..4).map(move |at| ALPHABET.get(bits >> (18 - 6 * at) & 63).filter(|_| at <= group.len()))
+    });
+    digits.map(|digit| digit.map_or('=', |byte| char::from(*byte))).collect()
 }
 
 /// The bytes that [`base64`] was made of; None for what it never makes.
@@ -97,36 +97,28 @@ pub fn server_config(serving: Arc<Serving>, tls13_only: bool) -> Result<Arc<Serv
 /// A client for one server, which Mozilla's roots vouch for if none are given, or nobody without `verify`. `timeout`
 /// covers a whole exchange, from name resolution to the last byte of the body; redirects are answers like any other.
 pub fn agent(roots: Option<&[CertificateDer<'_>]>, verify: bool, timeout: Duration, proxy: Option<Proxy>) -> Agent {
-    let owned = |der: &CertificateDer<'_>| Certificate::from_der(der).to_owned();
-    let roots = roots.map_or(RootCerts::WebPki, |list| list.iter().map(owned).into());
+    let roots = roots.map_or(RootCerts::WebPki, |list| list.iter().map(|der| Certificate::from_der(der).to_owned()).into());
     let tls = TlsConfig::builder().provider(TlsProvider::Rustls).root_certs(roots).disable_verification(!verify);
     let tls = tls.unversioned_rustls_crypto_provider(Arc::new(ring::default_provider())).build();
-    let config = Agent::config_builder().tls_config(tls).proxy(proxy).timeout_global(Some(timeout));
-    let config = config.http_status_as_error(false).max_redirects(0).max_redirects_will_error(false);
-    config.user_agent(concat!("sysdig-metrics-adapter/", env!("CARGO_PKG_VERSION"))).build().new_agent()
+    let config = Agent::config_builder().tls_config(tls).proxy(proxy).timeout_global(Some(timeout)).http_status_as_error(false);
+    config.max_redirects(0).user_agent(concat!("sysdig-metrics-adapter/", env!("CARGO_PKG_VERSION"))).build().new_agent()
 }
-
-pub(crate) type Body = Result<Vec<u8>, ureq::Error>;
 
 /// One request with a bearer token; the types are that of the answer and of `body`. The body is bounded.
 pub(crate) fn exchange(
     agent: &Agent, method: Method, url: &str, token: &Secret, [accept, kind]: [&str; 2], body: String,
-) -> Result<(u16, HeaderMap, Body), ureq::Error> {
-    let request = Request::builder().method(method).uri(url).header("Accept", accept).header("Content-Type", kind);
+) -> Result<http::Response<Result<Vec<u8>, ureq::Error>>, ureq::Error> {
+    let request = http::Request::builder().method(method).uri(url).header("Accept", accept).header("Content-Type", kind);
     let request = request.header("Authorization", format!("Bearer {}", token.expose())).body(body)?;
-    let (head, mut body) = agent.run(request)?.into_parts();
-    Ok((head.status.as_u16(), head.headers, body.with_config().limit(LARGEST_ANSWER).read_to_vec()))
+    Ok(agent.run(request)?.map(|mut body| body.with_config().limit(LARGEST_ANSWER).read_to_vec()))
 }
 
 /// What went wrong below HTTP, in a few words and without any part of the request.
 pub fn explain(error: &ureq::Error) -> String {
     match error {
-        ureq::Error::HostNotFound => "the host name is not known to DNS".to_owned(),
         ureq::Error::ConnectionFailed => "the connection is refused".to_owned(),
-        ureq::Error::Io(error) => error.to_string(),
         ureq::Error::Rustls(error) => format!("TLS: {error}"),
         ureq::Error::Timeout(_) => "no answer in time".to_owned(),
-        ureq::Error::BodyExceedsLimit(limit) => format!("the answer is larger than {limit} bytes"),
         other => other.to_string(),
     }
 }
@@ -134,9 +126,6 @@ pub fn explain(error: &ureq::Error) -> String {
 /// Asks for a client certificate and accepts any: each request is judged against the configuration of its moment.
 #[derive(Debug)]
 struct AnyClientCertificate(WebPkiSupportedAlgorithms);
-
-type Signed = Result<HandshakeSignatureValid, Error>;
-type Verified = Result<ClientCertVerified, Error>;
 
 impl ClientCertVerifier for AnyClientCertificate {
     fn client_auth_mandatory(&self) -> bool {
@@ -147,16 +136,16 @@ impl ClientCertVerifier for AnyClientCertificate {
         &[]
     }
 
-    fn verify_client_cert(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Verified {
-        Ok(ClientCertVerified::assertion())
+    fn verify_client_cert(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Result<Verified, Error> {
+        Ok(Verified::assertion())
     }
 
-    fn verify_tls12_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Signed {
-        crypto::verify_tls12_signature(message, cert, dss, &self.0)
+    fn verify_tls12_signature(&self, message: &[u8], cert: &CertificateDer<'_>, by: &Signature) -> Result<Valid, Error> {
+        crypto::verify_tls12_signature(message, cert, by, &self.0)
     }
 
-    fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Signed {
-        crypto::verify_tls13_signature(message, cert, dss, &self.0)
+    fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, by: &Signature) -> Result<Valid, Error> {
+        crypto::verify_tls13_signature(message, cert, by, &self.0)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

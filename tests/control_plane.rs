@@ -14,7 +14,7 @@ mod support;
 mod trust;
 
 use std::io::Write;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use load::{Backend, What, autoscaler, object};
@@ -68,6 +68,7 @@ struct Stage {
     /// The APIServices there are.
     slots: Vec<&'static str>,
     adapter: Option<Adapter>,
+    environment: Vec<(&'static str, String)>,
     /// Since when the API server has no reason to complain about us, and how long its log was then.
     quiet: (Instant, usize),
 }
@@ -86,6 +87,7 @@ fn the_walk_through_and_the_failures_users_fear() {
         port: free_port(),
         slots: vec!["v1beta1.custom.metrics.k8s.io", "v1beta2.custom.metrics.k8s.io"],
         adapter: None,
+        environment: Vec::new(),
         quiet: (started, 0),
     };
     step("version", || eprintln!("  {}", stage.plane.run(&["version"]).lines().last().unwrap_or_default()));
@@ -132,6 +134,7 @@ fn the_walk_through_and_the_failures_users_fear() {
     let external = |name: &str| json!({ "type": "External", "external": { "metric": queue(name), "target": divided } });
     let by_queue = external(stage.backend.queue());
     step("an HPA on an external metric", || stage.closed_loop(&autoscaler(&by_queue), What::Queue));
+    step("the commands say why", || stage.commands(&autoscaler(&by_queue), What::Queue));
     stage.assert_quiet(Duration::from_secs(70));
     match prometheus::missing() {
         Some(skipped) => skip(skipped),
@@ -145,6 +148,7 @@ fn the_walk_through_and_the_failures_users_fear() {
             ] {
                 step(&format!("in PromQL, an HPA on {name}"), || stage.closed_loop(&hpa, what));
             }
+            step("in PromQL, the commands say why", || stage.commands(&autoscaler(&pods), What::Requests));
             stage.assert_quiet(Duration::ZERO);
         }
     }
@@ -237,6 +241,7 @@ impl Stage {
             ("CLUSTER_NAME", CLUSTER.to_owned()),
         ];
         environment.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        self.environment.clone_from(&environment);
         let command = Command::new(env!("CARGO_BIN_EXE_sysdig-metrics-adapter"));
         self.adapter = Some(Adapter::start(command, &environment));
         for slot in &self.slots {
@@ -439,6 +444,61 @@ impl Stage {
         let refused = plane.refused(&["get", "--raw", &metric, "--as=joe"]);
         assert!(refused.contains("forbidden") && refused.contains("external.metrics.k8s.io"), "{refused}");
         self.namespace_comes_and_goes("with-external-metrics");
+    }
+
+    /// Exit code and all output of a command, as it would run in the pod.
+    fn command(&self, arguments: &[&str], stdin: &str) -> (Option<i32>, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sysdig-metrics-adapter"));
+        command.env_clear().envs(self.environment.iter().map(|(name, value)| (*name, value))).args(arguments);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (output.status.code(), [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat())
+    }
+
+    fn commands(&mut self, hpa: &str, what: What) {
+        const DOCTOR_RBAC: &str = "components/doctor-rbac/doctor-rbac.yml";
+        let name = "default/kuard-autoscaler";
+        self.plane.apply(hpa);
+        self.settle_of(what, 24.0, 6);
+        let plane = &self.plane;
+        let all = plane.run(&["get", "hpa", "-A", "-o", "json"]);
+        assert_eq!(self.command(&["check"], &all).0, Some(0), "{:?}", self.command(&["check"], &all));
+
+        let (code, refused) = self.command(&["explain", name], "");
+        assert_eq!(code, Some(2), "{refused}");
+        assert!(refused.contains("kubernetes-forbidden") && refused.contains("components/doctor-rbac"), "{refused}");
+        self.manifest(DOCTOR_RBAC);
+        plane.until("explain may read HPAs", || !self.command(&["explain", name], "").1.contains("forbidden"));
+        let (code, out) = self.command(&["explain", name], "");
+        assert_eq!(code, Some(0), "{out}");
+        let replicas = out.lines().find_map(|line| line.trim().strip_prefix("replicas: ")).unwrap_or_default();
+        assert!(replicas.trim().starts_with("6: "), "as the HPA itself has it: {out}");
+        assert!(!out.contains(TOKEN), "{out}");
+
+        let (code, out) = self.command(&["doctor"], "");
+        assert!(code == Some(0) && out.lines().all(|line| line.starts_with("ok ")), "{out}");
+        // Another authority; within a minute the adapter writes its own again. The API server complains meanwhile, as it should.
+        self.assert_quiet(Duration::ZERO);
+        let other = sysdig_metrics_adapter::tls::base64(plane.front_proxy_ca.pem());
+        let patch = format!(r#"[{{"op":"replace","path":"/spec/caBundle","value":"{other}"}}]"#);
+        let api = "v1beta1.custom.metrics.k8s.io";
+        plane.run(&["patch", "apiservice", api, "--type=json", "-p", &patch]);
+        let failed = format!("fail  {api} ");
+        plane.until("doctor sees a caBundle that verifies nothing", || {
+            let (_, out) = self.command(&["doctor"], "");
+            out.lines().any(|line| line.starts_with(&failed) && line.contains("x509"))
+        });
+        plane.until("it is mended", || self.command(&["doctor"], "").0 == Some(0));
+        self.environment.push(("CLUSTER_NAME", "another".to_owned()));
+        let (code, out) = self.command(&["doctor"], "");
+        self.environment.pop();
+        let failed = out.lines().filter(|line| line.starts_with("fail  cluster name ") || line.starts_with("fail  agent "));
+        assert!(code == Some(1) && failed.count() == 2, "{out}");
+        self.plane.run(&["delete", "-f", &repository("manifests").join(DOCTOR_RBAC).display().to_string()]);
+        self.settle_of(what, 0.0, 3);
+        self.quiet.1 = self.plane.log("kube-apiserver").len();
+        self.plane.run(&["delete", "hpa", "kuard-autoscaler"]);
     }
 
     fn ask_in_promql(&mut self) {

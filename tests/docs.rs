@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use sysdig_metrics_adapter::definitions::parse;
+use sysdig_metrics_adapter::error::Reason;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -47,26 +48,14 @@ fn anchors(document: &str) -> BTreeSet<String> {
     headings.map(anchor).map(|text: String| text.replace(' ', "-")).collect()
 }
 
-/// The rows of the table of refusals: `NoData = 404 "NotFound" "no-data",`.
-fn reasons_in_the_source() -> Vec<(String, String)> {
-    let source = read("src/error.rs");
-    let table = source.split_once("\nreasons! {").expect("the table").1.split_once("\n}").expect("its end").0;
-    let rows = table.lines().filter_map(|line| line.split_once(" = "));
-    rows.map(|(_, row)| {
-        let (code, rest) = row.split_once(' ').expect(row);
-        let word = rest.trim_end_matches("\",").rsplit_once('"').expect(row).1;
-        (word.to_owned(), code.to_owned())
-    })
-    .collect()
-}
-
 #[test]
 fn the_reasons_are_those_of_the_source_in_its_order() {
     let document = read("docs/reasons.md");
     let rows = document.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
     let documented: Vec<(String, String)> =
         rows.map(|(word, rest)| (word.to_owned(), rest.split_once(' ').expect(rest).0.to_owned())).collect();
-    let expected = reasons_in_the_source();
+    let rows = Reason::ALL.iter().map(|reason| reason.row());
+    let expected: Vec<_> = rows.map(|(code, _, word)| (word.to_owned(), code.to_string())).collect();
     assert!(expected.len() > 20, "{expected:?}");
     assert_eq!(documented, expected);
 }
@@ -199,6 +188,16 @@ const COMMANDS: &[(&str, How)] = &[
     ("docker ", NO_REGISTRY),
     ("kind load ", NO_REGISTRY),
     ("kubectl get --raw", How::Run(PLANE, "\"get\", \"--raw\"")),
+    ("kubectl get hpa kuard -o json | kubectl exec -i", How::Run("tests/commands.rs", "[\"explain\", \"-\"]")),
+    ("kubectl get hpa -A -o json | sysdig-metrics-adapter check", How::Run("tests/commands.rs", "[\"check\"]")),
+    (
+        "kubectl exec -n custom-metrics deployment/custom-metrics-apiserver -- /sysdig-metrics-adapter explain ",
+        How::Run("tests/commands.rs", "[\"explain\", \"default/kuard\"]"),
+    ),
+    (
+        "kubectl exec -n custom-metrics deployment/custom-metrics-apiserver -- /sysdig-metrics-adapter doctor",
+        How::Run("tests/commands.rs", "[\"doctor\"]"),
+    ),
     ("kubectl get hpa kuard-autoscaler", How::Run("tests/control_plane/load.rs", "\"get\", \"hpa\", \"kuard-autoscaler\"")),
     ("kubectl get hpa", How::Run("tests/control_plane/load.rs", "\"get\", \"hpa\"")),
     ("kubectl get namespace ", How::Run(PLANE, "\"get\", \"namespace\"")),

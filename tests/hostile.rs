@@ -567,6 +567,9 @@ fn nonsense() -> Vec<Fault> {
         body(r#"{"data":null}"#),
         body(r#"{"data":{}}"#),
         body(r#"{"data":0}"#),
+        body(&format!(r#"{{"data":"Bearer {TOKEN}"}}"#)),
+        body(&format!(r#"{{"data":[{{"t":"{TOKEN}","d":[]}}]}}"#)),
+        body(&format!(r#"{{"data":"{}"}}"#, "x".repeat(1 << 20))),
         body(r#"{"data":[1]}"#),
         body(r#"{"data":[{}]}"#),
         body(r#"{"data":[null]}"#),
@@ -700,6 +703,7 @@ impl Account {
         let (code, word, message) = refusal(&response);
         assert_eq!((code, word.as_str()), expected, "{shown}: {message}");
         assert!(!message.contains(TOKEN), "{message}");
+        assert!(message.len() < 2000, "{shown}: {} bytes", message.len());
         assert_eq!(response.header("retry-after"), None, "{shown}: client-go would sleep and ask again");
         self.setup.sysdig.heal();
         let works = || value(&self.read(&name)) == Ok("50".to_owned());

@@ -189,7 +189,7 @@ fn asked(recorder: &Recorder, metric: &str, place: &str, value: &str) -> Option<
         legacy: false,
         labels: vec![Requirement::is("a", [at("label", "e")]), labels],
     };
-    let scope = Scope::of([&(at("namespace", "shop"), at("name", "web-0"))]);
+    let scope: Scope = [(at("namespace", "shop"), at("name", "web-0"))].into_iter().unzip();
     let sysdig = recorder.sysdig(&at("cluster", "blue"))?;
     let rows = sysdig.rows(&question, &scope, NOW);
     let collected = sysdig.is_collected(&question, NOW);

@@ -21,11 +21,13 @@ const LINES: [&[&str]; 4] = [
     &["WARN Sysdig: backend-error: ", "WARN Kubernetes API: kubernetes-unavailable: "],
     &[
         "INFO sysdig-metrics-adapter ",
+        "INFO metrics on 127.0.0.1:",
         "INFO Sysdig: works again (failures: 2)",
         "INFO Kubernetes API: works again (failures: 1)",
         "INFO ending: not ready any more",
     ],
     &[
+        "DEBUG objects: 1 services: kuard",
         "DEBUG Sysdig is asked: /api/data ",
         "DEBUG Sysdig answers: ",
         "DEBUG GET /apis/custom.metrics.k8s.io/v1beta1/namespaces/default/services/kuard/net.http.request.count by \"system:serviceaccount:kube-system:horizontal-pod-autoscaler\" in ",
@@ -43,7 +45,7 @@ fn life(level: &str) -> String {
     let stage = Stage::new();
     let client = |port| Client::new(port, Some(&stage.front_proxy()));
     let mut env = stage.env();
-    env.push(("RUST_LOG", level.to_owned()));
+    env.extend([("RUST_LOG", level.to_owned()), ("METRICS_ADDR", "127.0.0.1:0".to_owned())]);
     // Below level info the log does not tell the port, so one is chosen here, which others may take meanwhile.
     let start = || {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

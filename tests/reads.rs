@@ -343,13 +343,13 @@ fn wrong_settings_are_all_reported_at_once_and_end_the_start() {
 }
 
 #[test]
-fn arguments_are_refused_since_all_settings_are_variables() {
-    for argument in ["--help", "--version", "serve"] {
+fn arguments_are_no_settings_and_an_unknown_one_ends_the_start() {
+    for argument in ["serve", "--listen=0.0.0.0:1", "-v"] {
         let mut command = binary();
         command.arg(argument);
         let adapter = support::Adapter::spawn(command, &Stage::new().env());
         let status = adapter.wait_exit(Duration::from_secs(10)).unwrap();
         assert_eq!(status.code(), Some(2), "{argument}: {}", adapter.log());
-        assert!(adapter.log().contains("takes no arguments"), "{argument}: {}", adapter.log());
+        assert!(adapter.log().contains("is no command: see sysdig-metrics-adapter --help"), "{}", adapter.log());
     }
 }

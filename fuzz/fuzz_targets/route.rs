@@ -20,7 +20,7 @@ fuzz_target!(|text: &str| {
                     assert!(*name != "." && *name != "..", "{name:?}");
                 }
                 assert!(read.select.labels.is_empty() || read.name == "*");
-                assert_eq!(read.verb() == "list", read.is_external() || read.access[2].is_empty());
+                assert_eq!(read.access[0] == "list", read.api.0 == EXTERNAL || read.access[3].is_empty());
                 let (labels, tuning) = settle(&read.selector);
                 assert!((20..=600).contains(&tuning.window) && tuning.window % 10 == 0);
                 for label in &labels {
@@ -40,5 +40,5 @@ fuzz_target!(|text: &str| {
         }
     }
     let encoded: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
-    assert_eq!(percent_decode(&encoded, false).as_deref(), Some(text));
+    assert_eq!(percent_decode(&encoded).as_deref(), Some(text));
 });

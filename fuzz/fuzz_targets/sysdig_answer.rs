@@ -12,6 +12,7 @@ use readable::{TOKEN, readable};
 use serde_json::Value;
 use support::http::{HttpServer, Reply, lock};
 use sysdig_metrics_adapter::config::Config;
+use sysdig_metrics_adapter::data::pods;
 use sysdig_metrics_adapter::error::Reason;
 use sysdig_metrics_adapter::route::Resource;
 use sysdig_metrics_adapter::selector::Tuning;
@@ -46,7 +47,7 @@ fuzz_target!(|bytes: &[u8]| {
     let status = [200, 200, 200, 200, 200, 400, 401, 403, 404, 422, 429, 500, 503, 302, 204, 206][usize::from(first % 16)];
     *lock(answer) = (status, body.to_vec());
     let objects: Vec<Object> = ["kuard", "web"].map(|name| ("default".to_owned(), name.to_owned())).into();
-    let scope = Scope::of(&objects);
+    let scope: Scope = objects.iter().cloned().unzip();
     let question = |metric: &str, group| Question {
         metric: metric.to_owned(),
         tuning: Tuning { time: "avg", group, window: 60 },
@@ -93,7 +94,7 @@ fuzz_target!(|bytes: &[u8]| {
         }
         readable(&sysdig.is_collected(&promql, NOW));
     }
-    let pods = sysdig.pods(&data, &scope, NOW);
+    let pods = pods(&sysdig, &data, &scope, NOW);
     readable(&pods);
     assert!(pods.is_err() || status == 200);
     readable(&sysdig.is_collected(&data, NOW));

@@ -208,7 +208,7 @@ impl Stage {
     }
 
     /// Applies the load until the Deployment has `wanted` replicas, and then for some syncs more.
-    fn settle_of(&self, what: What, total: f64, wanted: u64) {
+    pub(crate) fn settle_of(&self, what: What, total: f64, wanted: u64) {
         let started = Instant::now();
         let settled = poll(Duration::from_secs(90), || {
             self.load_of(what, total);

@@ -25,6 +25,7 @@ use path::{reason, status};
 pub const NAMESPACE: &str = "custom-metrics";
 
 const ACCESS_REVIEWS: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+const OWN_REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 const TOKEN_REVIEWS: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 const REQUEST_HEADER: &str = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
 
@@ -269,6 +270,26 @@ impl Shared {
         }
     }
 
+    /// Discovery of an aggregated API: there is one while its APIService is available, and trusts who made the certificate.
+    fn aggregated(&self, request: &Request) -> Option<Reply> {
+        let (group, version) = request.route().strip_prefix("/apis/")?.split_once('/')?;
+        let place = format!("/apis/apiregistration.k8s.io/v1/apiservices/{version}.{group}");
+        let service = lock(&self.store).get(&place)?.clone();
+        let conditions = service["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let available = conditions.iter().any(|it| it["type"] == "Available" && it["status"] == "True");
+        let list = json!({ "kind": "APIResourceList", "apiVersion": "v1", "resources": [] });
+        let refused = |why: &str| Some(Reply::json(503, &status(503, reason(503), why)));
+        let secret = "/api/v1/namespaces/custom-metrics/secrets/custom-metrics-apiserver-certificate";
+        let authority = lock(&self.store).get(secret).map(|secret| secret["data"]["ca.crt"].clone());
+        match (available, authority == Some(service["spec"]["caBundle"].clone())) {
+            (false, _) => refused("the server is currently unable to handle the request"),
+            (true, false) => refused(
+                "error trying to reach service: tls: failed to verify certificate: x509: certificate signed by unknown authority",
+            ),
+            (true, true) => Some(Reply::json(200, &list)),
+        }
+    }
+
     fn handle(&self, request: &Request) -> Reply {
         let (is_known, is_forbidden) = {
             let state = lock(&self.state);
@@ -279,6 +300,9 @@ impl Shared {
         if !is_known {
             return Reply::json(401, &status(401, "Unauthorized", "Unauthorized"));
         }
+        if let Some(reply) = self.aggregated(request) {
+            return reply;
+        }
         let Some(path) = ApiPath::parse(request.route()) else {
             let message = "the server could not find the requested resource";
             return Reply::json(404, &status(404, "NotFound", message));
@@ -288,6 +312,7 @@ impl Shared {
         }
         match (request.method.as_str(), request.route()) {
             ("POST", ACCESS_REVIEWS) => reviews::access(&request.body, &lock(&self.authorizer)),
+            ("POST", OWN_REVIEWS) => reviews::own(&request.body, &lock(&self.state).forbidden),
             ("POST", TOKEN_REVIEWS) => reviews::token(&request.body, &lock(&self.state).users),
             _ => lock(&self.store).answer(request, &path),
         }

@@ -10,7 +10,6 @@ use super::{HPA_GROUPS, METRIC};
 pub const DIFFERENT: &[(&str, &str, u16, &str)] = &[
     ("discovery", "ext", 404, "external metrics are off"),
     ("discovery", "extgroup", 404, "external metrics are off"),
-    ("discovery", "metrics", 404, "the adapter serves no metrics of its own"),
     ("read", "dot metric", 200, "the metric exists behind this test"),
     ("read", "list services", 404, "a path of this form is a metric of the namespace, here one that is not known"),
     ("read", "root ns", 200, "metrics of a namespace are served root-scoped, too"),

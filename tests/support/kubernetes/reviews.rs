@@ -38,6 +38,23 @@ pub fn access(body: &[u8], decide: &Authorizer) -> Reply {
     completed(&review, &decide(spec))
 }
 
+/// Answers a SelfSubjectAccessReview: allowed is what lies below none of the `forbidden` paths.
+pub fn own(body: &[u8], forbidden: &[String]) -> Reply {
+    let review = match review(body, "authorization.k8s.io/v1", "SelfSubjectAccessReview") {
+        Ok(review) => review,
+        Err(reply) => return reply,
+    };
+    let attributes = &review["spec"]["resourceAttributes"];
+    let text = |key: &str| attributes[key].as_str().unwrap_or_default();
+    if text("verb").is_empty() || text("resource").is_empty() || !review["spec"]["user"].is_null() {
+        return invalid("verb and resource must be specified, and no user");
+    }
+    let group = if text("group").is_empty() { "/api".to_owned() } else { format!("/apis/{}", text("group")) };
+    let path = format!("{group}/v1/{}", text("resource"));
+    let allowed = !forbidden.iter().any(|prefix| path.starts_with(prefix.as_str()));
+    completed(&review, &json!({ "allowed": allowed }))
+}
+
 /// Answers a TokenReview from the users that tokens belong to.
 pub fn token(body: &[u8], users: &BTreeMap<String, Value>) -> Reply {
     let review = match review(body, "authentication.k8s.io/v1", "TokenReview") {
