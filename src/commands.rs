@@ -6,7 +6,6 @@ use crate::{certs, handler::Handler, kube, promql, route::is_name, route::route,
 use std::io::{BufReader, Read as _, Write, stderr, stdin, stdout};
 use std::{fs, path::PathBuf, process::ExitCode};
 
-const MOST_INPUT: u64 = 16 * 1024 * 1024;
 const REVIEWS: &str = "authorization.k8s.io";
 const CONTROLLER: &str = "system:serviceaccount:kube-system:horizontal-pod-autoscaler";
 
@@ -48,7 +47,7 @@ fn text<'a>(of: &'a Value, pointer: &str) -> &'a str {
 /// The HPAs on stdin, one or a List. Errors: it is something else.
 fn autoscalers() -> Result<Vec<Value>, String> {
     let no = |mistake: String| format!("stdin {mistake}: give what kubectl get hpa -A -o json prints");
-    let found = serde_json::from_reader(BufReader::new(stdin().take(MOST_INPUT)));
+    let found = serde_json::from_reader(BufReader::new(stdin().take(16 * 1024 * 1024)));
     let found: Value = found.map_err(|error| no(format!("is not JSON of up to 16 MiB ({error})")))?;
     let all = if found["kind"] == "List" { items(&found, "/items").cloned().collect() } else { vec![found] };
     let is_hpa = |it: &Value| it["kind"] == "HorizontalPodAutoscaler" && it["apiVersion"] == "autoscaling/v2";
@@ -271,8 +270,9 @@ fn doctor(as_json: bool) -> Result<bool, String> {
                 Error::new(it.reason, format!("{} (APIService: {state}): {mend}", it.message))
             }),
             (Ok(_), false) => Err(refusal!(ForeignSlot, "EXTERNAL_METRICS is off: kubectl delete apiservice {name}")),
-            (Err(it), false) if it.reason != Reason::KubernetesUnavailable => Ok(()),
-            (Err(it), _) => Err(Error::new(it.reason, format!("{}: {take}", it.message))),
+            (Err(it), _) if it.reason == Reason::KubernetesUnavailable => Err(it),
+            (Err(_), false) => Ok(()),
+            (Err(it), true) => Err(Error::new(it.reason, format!("{}: {take}", it.message))),
         };
         check(&name, if served { "reaches the adapter, whose certificate its caBundle verifies" } else { &others }, found);
     }
