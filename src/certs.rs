@@ -106,8 +106,7 @@ impl Keeper {
 pub(crate) fn slot(kube: &Kube, namespace: &str, name: &str) -> Result<(Value, String, String)> {
     let (path, what) = (format!("/apis/apiregistration.k8s.io/v1/apiservices/{name}"), format!("APIService {name}"));
     let found = kube.call(Method::GET, &path, JSON, None, &what)?;
-    let text = |pointer: &str| found.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    let (place, owner) = (text("/spec/service/namespace"), text("/spec/service/name"));
+    let (place, owner) = (text(&found, "/spec/service/namespace"), text(&found, "/spec/service/name"));
     let ours = (place, owner) == (namespace, kube.config.service_name.as_str());
     ensure!(ours, ForeignSlot, "{what} belongs to Service {place}/{owner} and is left alone");
     let mend = r#"--type=json -p='[{"op":"remove","path":"/spec/insecureSkipTLSVerify"}]'"#;

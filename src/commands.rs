@@ -40,10 +40,6 @@ fn tools(file: Option<&str>) -> Result<&'static Handler, String> {
     Ok(handler)
 }
 
-fn text<'a>(of: &'a Value, pointer: &str) -> &'a str {
-    of.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
-}
-
 /// The HPAs on stdin, one or a List. Errors: it is something else.
 fn autoscalers() -> Result<Vec<Value>, String> {
     let no = |mistake: String| format!("stdin {mistake}: give what kubectl get hpa -A -o json prints");
@@ -110,7 +106,7 @@ impl Source<'_> {
     /// What is wrong with it; with `ask`, what becomes of it is told, too. Errors: it is refused.
     fn findings(&self, ask: bool) -> Result<Vec<Error>> {
         let Self { handler, hpa, kind, .. } = *self;
-        let path = self.request(&if ask && kind == "Pods" { self.pods()? } else { "a".to_owned() })?;
+        let path = self.request(&if ask && kind == "Pods" { self.pods()? } else { "any".to_owned() })?;
         let _ = ask && say(&format!("    path: {path}"));
         let route = route("GET", &path, handler.config.external, &handler.definitions.in_force().resources)?;
         let Route::Read(read) = route else { return Err(refusal!(NotFound, "{} is no metric", quoted(&path))) };
@@ -191,7 +187,7 @@ impl Source<'_> {
         let (of, kind) = (text(self.spec, "/target/type"), self.kind);
         let given = &self.spec["target"][if of == "Value" && kind != "Pods" { "value" } else { "averageValue" }];
         let found = thousandths(given.as_str().unwrap_or(&given.to_string())).filter(|it| *it > 0.0).map(|it| (of, it));
-        let right = "a quantity above 0, an AverageValue or (but of Pods) a Value";
+        let right = "a quantity above 0, of type AverageValue, or (not for Pods) Value";
         found.ok_or_else(|| refusal!(InvalidRequest, "the target of type {} is {given}: it must be {right}", quoted(of)))
     }
 
@@ -202,8 +198,11 @@ impl Source<'_> {
         let least = number("/spec/minReplicas").unwrap_or(1.0);
         let omitted = if self.hpa["status"]["desiredReplicas"].is_null() { least } else { 0.0 };
         let (now, count) = (number("/status/currentReplicas").unwrap_or(omitted), values.len() as f64);
-        if (self.kind == "Pods" && count != now) || (now == 0.0 && least > 0.0) {
-            return format!("not known here: {count} values for {now} replicas; what lacks one is assumed, and 0 stay 0");
+        if now == 0.0 && least > 0.0 {
+            return "none: its target is scaled to 0 by hand, and the HPA leaves it alone".to_owned();
+        }
+        if self.kind == "Pods" && count != now {
+            return format!("not known here: {count} of {now} pods have a value, and the HPA makes assumptions about the others");
         }
         // The controller computes with whole thousandths, of Pods of their mean; no pods at all count as one.
         let parts = if self.kind == "Pods" { count } else { 1.0 };
@@ -215,7 +214,7 @@ impl Source<'_> {
         let factor = if of == "Value" { format!("{pods} pods × ") } else { String::new() };
         let why = if steady { "as now: within the tolerance of 0.1" } else { "rounded up" };
         let (total, target) = (total / 1000.0, target / 1000.0);
-        let assumed = "status.currentReplicas, or else minReplicas, stands for the ready pods, all of which count";
+        let assumed = "assuming that all pods of status.currentReplicas (else of minReplicas) are ready";
         format!("{result}: {factor}{total} ÷ {target} = {wanted} ({why}), then minReplicas and maxReplicas; {assumed}")
     }
 }

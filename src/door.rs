@@ -51,7 +51,7 @@ impl Door {
             let verified = peer.judge(self.trust, None).is_some();
             let Some(head) = peer.read_head(verified) else { break };
             let answered = head.and_then(|head| self.answer(&mut peer, &head));
-            let (answer, keep) = answered.or_else(|error| encode(&error).map(|answer| (answer, false)))?;
+            let (answer, keep) = answered.or_else(|error| refuse(&error).map(|answer| (answer, false)))?;
             last = !keep || self.connections.draining.load(Relaxed) || Instant::now() >= retire;
             peer.send(answer, last)?;
         }
@@ -109,7 +109,8 @@ fn exchange(socket: &Path, request: &[u8]) -> io::Result<Vec<u8>> {
     if answer.starts_with(b"HTTP/1.1 ") { Ok(answer) } else { Err(UnexpectedEof.into()) }
 }
 
-fn encode(error: &Error) -> io::Result<Vec<u8>> {
+/// A refusal of the door's own, printed and taken down.
+fn refuse(error: &Error) -> io::Result<Vec<u8>> {
     let (mut answer, response) = (Vec::new(), error.response());
     let (code, reason) = (response.status_code().0, error.reason.word());
     let labels = format!(r#"route="door",code="{code}",reason="{reason}",waited_for="Nothing""#);
@@ -293,7 +294,7 @@ mod tests {
 
     #[test]
     fn an_answer_of_the_doors_own_is_plain_http() {
-        let text = String::from_utf8(encode(&Error::new(Reason::Overloaded, "later")).unwrap()).unwrap();
+        let text = String::from_utf8(refuse(&Error::new(Reason::Overloaded, "later")).unwrap()).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(
             head.starts_with("HTTP/1.1 429 Too Many Requests\r\n") && head.contains("\r\nContent-Type: application/json\r\n"),

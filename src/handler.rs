@@ -100,8 +100,7 @@ impl Handler {
         let form = negotiate(header(asked, "Accept").filter(|_| route != Route::Metrics), path.trim_end_matches('/') == "/apis")?;
         let text = match route {
             Route::Read(read) => {
-                let (items, window) =
-                    self.read(&read, if wait == Wait::Sysdig { DEADLINE } else { Duration::ZERO }, unix_now())?;
+                let (items, window) = self.read(&read, DEADLINE * u32::from(wait == Wait::Sysdig), unix_now())?;
                 let oldest = items.iter().map(|it| unix_now().saturating_sub(it.2)).max().unwrap_or_default();
                 metrics::add("served_age_seconds", format!(r#"group="{}""#, read.api.0), oldest as f64);
                 return Ok(metric_value_list(&read, path, &items, window));

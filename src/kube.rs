@@ -76,10 +76,10 @@ impl Kube {
         for _ in 0..MOST_PAGES {
             let page = self.call(Method::GET, &format!("{path}{next}"), form, None, of.plural)?;
             for item in items(&page, "/items") {
-                let text = |pointer: &str| item.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
                 let slice = *of == Resource::ENDPOINT_SLICES;
                 let name = if slice { "/metadata/labels/kubernetes.io~1service-name" } else { "/metadata/name" };
-                add_ready(found.entry((text("/metadata/namespace"), text(name))).or_default(), item);
+                let object = ["/metadata/namespace", name].map(|pointer| text(item, pointer).to_owned());
+                add_ready(found.entry(object.into()).or_default(), item);
             }
             let Some(token) = page["metadata"]["continue"].as_str().filter(|token| !token.is_empty()) else {
                 let (mut lists, found) = (lock(&self.lists), Arc::new(found));
@@ -118,8 +118,7 @@ impl Kube {
             let sent = sent.and_then(|answer| Ok((answer.status().as_u16(), answer.into_body()?)));
             let (status, answer) = sent.map_err(|error| unavailable(&explain(&error)))?;
             let says = || remark(&answer, &token);
-            let mend =
-                "restores its roles (of custom resources: docs/definitions.md; of explain: manifests/components/doctor-rbac)";
+            let mend = "restores its roles (custom resources: docs/definitions.md; explain: manifests/components/doctor-rbac)";
             Err(match status {
                 200 | 201 => return serde_json::from_slice(&answer).map_err(|_| unavailable("its answer is not JSON")),
                 400 if accept == METADATA && !path.contains("labelSelector=&") => {
@@ -162,6 +161,10 @@ pub(crate) fn path(Resource { plural, api_version, .. }: &Resource, namespace: &
     let base = if api_version.contains('/') { "/apis" } else { "/api" };
     let place = if namespace.is_empty() { String::new() } else { format!("/namespaces/{namespace}") };
     format!("{base}/{api_version}{place}/{plural}{rest}")
+}
+
+pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 pub(crate) fn items<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> + use<'a> {

@@ -32,7 +32,7 @@ mod prelude {
     pub(crate) use crate::api::{JSON, Response, response, rfc3339};
     pub(crate) use crate::config::{Config, Secret};
     pub(crate) use crate::error::{Error, Reason, Result, ensure, quoted, refusal};
-    pub(crate) use crate::kube::{Kube, ROLES, items, named};
+    pub(crate) use crate::kube::{Kube, ROLES, items, named, text};
     pub(crate) use crate::route::{APIS, EXTERNAL, GROUP, Read, Resource, Route, Select, percent_encode};
     pub(crate) use crate::selector::{Operator, Requirement, Tuning, settle};
     pub(crate) use crate::sysdig::{Object, Question, Row, Rows, Scope, Sysdig};

@@ -156,9 +156,8 @@ impl Sysdig {
         metrics::timed("sysdig_query_duration_seconds", api, || {
             let asked = format!("{path} {body}");
             log::debug!("Sysdig is asked: {}", percent_decode(&asked).as_ref().unwrap_or(&asked));
-            let (url, method) =
-                (format!("{}{path}", self.config.endpoint), if body.is_empty() { Method::GET } else { Method::POST });
-            let sent = exchange(&self.agent, method, &url, &token, [JSON, kind], body);
+            let method = if body.is_empty() { Method::GET } else { Method::POST };
+            let sent = exchange(&self.agent, method, &format!("{}{path}", self.config.endpoint), &token, [JSON, kind], body);
             let (head, answer) = sent.map_err(|error| self.failed(&error, false))?.into_parts();
             let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
             if let Some(theirs) = header("Date").and_then(second_of_day) {

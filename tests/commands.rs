@@ -226,7 +226,7 @@ fn explain_computes_as_the_hpa_controller_does() {
         rows(&out, "replicas")[0].to_owned()
     };
     let stopped = with_replicas(by_service(value("25")), 0);
-    assert!(stopped.starts_with("not known here: 1 values for 0 replicas;"), "the HPA leaves it alone: {stopped}");
+    assert!(stopped.starts_with("none: its target is scaled to 0 by hand"), "the HPA leaves it alone: {stopped}");
     let from_zero = |target: &str| {
         let mut hpa = hpa(vec![by_service(value(target))]);
         // Kubernetes leaves out currentReplicas where it is 0.
@@ -238,7 +238,7 @@ fn explain_computes_as_the_hpa_controller_does() {
     assert!(idle.starts_with("2: 1 pods × 50 ÷ 25 = 2 (rounded up)"), "{idle}");
     assert!(near.starts_with("2: 1 pods × 50 ÷ 48 = 2 (rounded up)"), "without pods there is no tolerance: {near}");
     let partly = with_replicas(pods(METRIC, average("30")), 4);
-    assert!(partly.starts_with("not known here: 3 values for 4 replicas;"), "{partly}");
+    assert!(partly.starts_with("not known here: 3 of 4 pods have a value"), "{partly}");
 }
 
 #[test]
@@ -601,7 +601,7 @@ fn check_finds_what_is_wrong_with_an_hpa_without_asking_anybody() {
         (service(METRIC, json!({ "type": "Value", "averageValue": "4" })), "", &["is null: it must be a quantity above 0"]),
         (service(METRIC, Value::Null), "", &["the target of type \"\" is null"]),
         (service(METRIC, utilization), "", &["the target of type \"Utilization\" is null"]),
-        (pods(METRIC, value("4")), "", &["(but of Pods) a Value"]),
+        (pods(METRIC, value("4")), "", &["or (not for Pods) Value"]),
         (sum(service(METRIC, value("4"))), "", &["a sum never converges"]),
         (sum(external("orders_waiting", value("4"))), "", &["a sum never converges"]),
         (service(METRIC, average("4")), "", &["divides by the pods what is divided by them already"]),
@@ -662,7 +662,7 @@ fn check_takes_a_list_and_counts() {
     let list = |items: Value| json!({ "kind": "List", "apiVersion": "v1", "items": items }).to_string();
     let (code, out, _) = run(&Vec::new(), &["check"], list(json!([good, bad])).as_bytes());
     let mistake =
-        "the target of type \"Value\" is \"0\": it must be a quantity above 0, an AverageValue or (but of Pods) a Value";
+        "the target of type \"Value\" is \"0\": it must be a quantity above 0, of type AverageValue, or (not for Pods) Value";
     let line = format!("default/bad metric 2 {METRIC} (Object): invalid-request: {mistake}\n");
     assert_eq!((code, out), (1, format!("{line}HPAs: 2, metrics of the adapter: 3, findings: 1\n")));
     let (code, out, _) = run(&Vec::new(), &["check"], list(json!([])).as_bytes());
